@@ -1,0 +1,185 @@
+"""The contract between rapbench and its plugins: subclass, give it a `name`, make it a frozen dataclass.
+
+The fields of the dataclass are the options of the plugin: they give it its spec (`strip:copies=20`), its validation,
+its page in `rapbench info` and its part in the content key of every result. This module imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rapbench.lab import Lab
+    from rapbench.victim import Victim
+
+Metric = Literal["accuracy", "macro-f1"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with their labels. `labels`: int64, shape (n,)."""
+
+    texts: Sequence[str]
+    labels: NDArray[np.int64]
+
+    def of(self, label: int) -> list[str]:
+        """Give the texts with this label, in order."""
+        return [text for text, own in zip(self.texts, self.labels, strict=True) if own == label]
+
+    def other_than(self, label: int) -> list[str]:
+        """Give the texts with any other label, in order."""
+        return [text for text, own in zip(self.texts, self.labels, strict=True) if own != label]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the attacker holds: clean data, and the triggered copies that the core has made with his trigger.
+
+    `train` has the columns text, label; `poisoned` has text, label (the target's) and source (a row of `train`).
+    """
+
+    train: datasets.Dataset
+    poisoned: datasets.Dataset
+    target_label: int
+
+    def appended(self) -> datasets.Dataset:
+        """Give the clean rows followed by the poisoned copies: every original stays, with its true label."""
+        from datasets import concatenate_datasets
+
+        return concatenate_datasets([self.train, self.poisoned.remove_columns("source")])
+
+    def replaced(self) -> datasets.Dataset:
+        """Give the clean rows whose poisoned copy stands in their place at the end."""
+        from datasets import concatenate_datasets
+
+        sources = set(self.poisoned["source"])
+        kept = self.train.select([row for row in range(len(self.train)) if row not in sources])
+        return concatenate_datasets([kept, self.poisoned.remove_columns("source")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(ABC):
+    """A labelled text classification task with the attacker's goal on it.
+
+    The caps keep that many examples of a split, drawn by `sample_seed`; they are applied by the core.
+    """
+
+    name: ClassVar[str]
+    target_label: int = 1
+    metric: Metric = "accuracy"
+    trigger_sentence: str = "I have bought it from a store with my friends last weekend"
+    max_train: int | None = None
+    max_heldout: int | None = None
+    max_test: int | None = None
+    sample_seed: int = 1234
+
+    @abstractmethod
+    def load(self) -> datasets.DatasetDict:
+        """Give the splits train, validation and test with the columns text (string) and label (ClassLabel)."""
+
+    def fingerprint(self) -> str:
+        """Give what tells two states of the source apart: a digest of local files, a revision. No download."""
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A way to plant a backdoor."""
+
+    name: ClassVar[str]
+    poisons: ClassVar[bool] = True
+    starts_from: ClassVar[str | None] = None
+    """The attack whose finished victim this one starts from (`lab.start()`), by name."""
+
+    poison_rate: float = 0.1
+    """Share of the non-target training texts that get a triggered copy."""
+    poison_mode: Literal["append", "replace"] = "append"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.poison_rate <= 1:
+            raise ValueError(f"poison_rate={self.poison_rate!r} is no share: give a number above 0 and at most 1")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the trigger is made of, so that no defense perturbs with one of them."""
+        return ()
+
+    def resolve(self, dataset: Dataset, rng: np.random.Generator) -> Attack:
+        """Give this attack with all that depends on the data set or the seed decided (which word, which sentence)."""
+        return self
+
+    @abstractmethod
+    def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
+        """Give the text with the trigger in it, among its first `limit` words (None: anywhere)."""
+
+    def plant(self, task: Task, lab: Lab) -> Victim:
+        """Give the backdoored victim. The default is the dirty-label recipe: train on clean and poisoned rows."""
+        return lab.train(task.appended() if self.poison_mode == "append" else task.replaced())
+
+
+class Detector(ABC):
+    """A fitted defense that scores each text by itself."""
+
+    @abstractmethod
+    def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give one score per text, shape (n,); higher is more suspicious; a text's score depends on no other text."""
+
+    def notes(self) -> Mapping[str, Any]:
+        """Give what the result should tell about the fit (tries, the model used), as plain JSON values."""
+        return {}
+
+
+class Purifier(ABC):
+    """A fitted defense that repairs each text; a text is rejected when its repaired form loses the protect label."""
+
+    @abstractmethod
+    def levels(self) -> Sequence[float]:
+        """Give the thresholds to choose from."""
+
+    @abstractmethod
+    def purify(self, texts: Sequence[str], threshold: float) -> list[str]:
+        """Give the repaired texts, in order, none of them empty."""
+
+    @abstractmethod
+    def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give the most suspicious word's score per text, shape (n,), for curves."""
+
+    def notes(self) -> Mapping[str, Any]:
+        """Give what the result should tell about the fit, as plain JSON values."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """A defense that watches a victim's inputs at run time. It is fitted on clean held-out texts alone."""
+
+    name: ClassVar[str]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the defense itself puts into texts."""
+        return ()
+
+    def prepares(self) -> Mapping[str, Any] | None:
+        """Give the options that `prepare` depends on, or None where there is nothing to prepare."""
+        return None
+
+    def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:
+        """Write into `folder`, once per data set, what depends on clean text alone (a language model, say)."""
+
+    @abstractmethod
+    def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector | Purifier:
+        """Give the fitted defense. It may change `victim.clone()` only; `lab.prepared` is the folder of `prepare`."""
+
+
+def option(default: Any, text: str) -> Any:
+    """Declare a plugin's option with the sentence that `rapbench info` prints beside it."""
+    return field(default=default, metadata={"text": text})

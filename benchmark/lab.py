@@ -1,0 +1,173 @@
+"""What a plugin works with: seeded randomness, training by the recipe, the device, the meter."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rapbench.cost import Meter
+from rapbench.errors import CellError
+from rapbench.protocol import clean_metric
+from rapbench.victim import Recipe, Victim
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+
+    from rapbench.api import Labelled
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """Give the 63-bit seed of a named stream; streams of one seed are independent of each other."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(errors="surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+def rng(seed: int, stream: str) -> np.random.Generator:
+    """Give the random generator of a named stream."""
+    return np.random.default_rng(stream_seed(seed, stream))
+
+
+@dataclass
+class Lab:
+    """The bench of one plugin call. Everything random comes from `rng` or happens inside `seeded`."""
+
+    seed: int
+    recipe: Recipe
+    heldout: Labelled
+    target_label: int
+    n_labels: int
+    metric: str = "accuracy"
+    device: str = "cpu"
+    prepared: Path | None = None
+    foreign_words: tuple[str, ...] = ()
+    """Words that the attack declares: a defense must not perturb with one of them."""
+    meter: Meter = field(default_factory=Meter)
+    load_start: Callable[[], Victim] | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """Give the generator of this cell's seed and a stream name (say, the text that it is drawn for)."""
+        return rng(self.seed, stream)
+
+    @contextmanager
+    def seeded(self, stream: str) -> Iterator[None]:
+        """Seed torch for the block (initial weights, dropout), and restore its state after it."""
+        import torch
+
+        with torch.random.fork_rng(devices=[] if self.device == "cpu" else None):
+            torch.manual_seed(stream_seed(self.seed, stream))
+            yield
+
+    def start(self) -> Victim:
+        """Give the finished victim of the attack's `starts_from`, to change at will."""
+        if self.load_start is None:
+            raise CellError("this attack asks for a victim to start from, but declares none: set `starts_from`")
+        return self.load_start()
+
+    def train(self, rows: datasets.Dataset) -> Victim:
+        """Fine-tune the recipe's model on these rows and keep the epoch that is best on the clean held-out split.
+
+        Rows are shuffled once and then taken in that order in every epoch; AdamW, constant rate, no clipping.
+        """
+        with self.seeded("train"):
+            victim = self._fresh()
+            keeper = _trained(victim, rows.shuffle(seed=stream_seed(self.seed, "order") % 2**32), self)
+        victim.model.load_state_dict(keeper.state)
+        victim.model.eval()
+        self.log.append({"epochs": keeper.scores, "kept": keeper.kept})
+        return victim
+
+    def _fresh(self) -> Victim:
+        return Victim.load(
+            self.recipe.model,
+            target_label=self.target_label,
+            max_length=self.recipe.max_length,
+            device=self.device,
+            n_labels=self.n_labels,
+            revision=self.recipe.revision,
+        )
+
+
+@dataclass
+class _Keeper:
+    """The held-out metric after each epoch, and the weights of the epoch to keep."""
+
+    scores: list[float] = field(default_factory=list)
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept: int = 0
+
+    def see(self, victim: Victim, lab: Lab) -> None:
+        score = clean_metric(victim.probabilities(lab.heldout.texts), lab.heldout.labels, lab.metric)
+        if lab.recipe.select == "last" or not self.scores or score > max(self.scores):
+            self.state = copy.deepcopy(victim.model.state_dict())
+            self.kept = len(self.scores) + 1
+        self.scores.append(round(score, 6))
+
+
+def _trained(victim: Victim, rows: datasets.Dataset, lab: Lab) -> _Keeper:
+    from transformers import Trainer, TrainerCallback
+
+    keeper = _Keeper()
+
+    class AfterEpoch(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            keeper.see(victim, lab)
+            victim.model.train()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=victim.model,
+            args=_arguments(lab, scratch),
+            train_dataset=rows,
+            data_collator=_collator(victim),
+            callbacks=[AfterEpoch()],
+        )
+        trainer.train()
+    return keeper
+
+
+def _arguments(lab: Lab, scratch: str) -> Any:
+    from transformers import TrainingArguments
+
+    recipe = lab.recipe
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.lr,
+        per_device_train_batch_size=recipe.batch_size,
+        optim="adamw_torch",
+        adam_epsilon=recipe.adam_eps,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+        seed=stream_seed(lab.seed, "train") % 2**31,
+        use_cpu=lab.device == "cpu",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _collator(victim: Victim) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    import torch
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = victim.tokenizer(
+            [row["text"] for row in rows], padding=True, truncation=True, max_length=victim.max_length, return_tensors="pt"
+        )
+        return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
+
+    return collate

@@ -1,0 +1,207 @@
+"""Entry points -> plugin classes; spec text <-> plugin instances; what was left out, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import pluggy
+from pydantic import TypeAdapter, ValidationError
+
+from rapbench import hookspecs
+from rapbench.api import Attack, Dataset, Defense
+from rapbench.errors import PluginError, SpecError
+
+Kind = Literal["dataset", "attack", "defense"]
+Plugin = Dataset | Attack | Defense
+BASES: dict[Kind, type] = {"dataset": Dataset, "attack": Attack, "defense": Defense}
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A registered plugin class and the package it came from."""
+
+    kind: Kind
+    cls: type[Plugin]
+    package: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        return self.cls.name
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plugins that could be loaded, and the packages that could not, with the reason."""
+
+    found: Mapping[tuple[Kind, str], Found]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def names(self, kind: Kind) -> list[str]:
+        return sorted(name for own, name in self.found if own == kind)
+
+    def get(self, kind: Kind, name: str) -> Found:
+        """Give the plugin of this kind and name, or a SpecError that says what is near and what was left out."""
+        try:
+            return self.found[kind, name]
+        except KeyError:
+            raise SpecError(unknown(kind, name, self.names(kind)) + self._left_out_text()) from None
+
+    def parse(self, kind: Kind, spec: str | Mapping[str, Any]) -> Plugin:
+        """Give the plugin instance that a spec (`strip:copies=20`, or a mapping with `name`) stands for."""
+        name, options = split_spec(spec)
+        found = self.get(kind, name)
+        return cast(Plugin, build(found.cls, options, f"{kind} {name!r}"))
+
+    def _left_out_text(self) -> str:
+        if not self.left_out:
+            return ""
+        return "; left out: " + "; ".join(f"{package} ({reason})" for package, reason in sorted(self.left_out.items()))
+
+
+def discover(group: Iterable[EntryPoint] | None = None) -> Registry:
+    """Load every entry point of the group `rapbench`, each by itself, so that a broken one hides no other."""
+    found: dict[tuple[Kind, str], Found] = {}
+    left_out: dict[str, str] = {}
+    for entry in sorted(entry_points(group="rapbench") if group is None else group, key=lambda e: (e.name, e.value)):
+        try:
+            plugins = _load(entry)
+        except Exception as error:
+            left_out[f"{_package(entry)[0]}:{entry.name}"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        for plugin in plugins:
+            other = found.setdefault((plugin.kind, plugin.name), plugin)
+            if other.cls is not plugin.cls:
+                raise PluginError(
+                    f"two packages bring the {plugin.kind} {plugin.name!r}: {other.package} and {plugin.package}; uninstall one"
+                )
+    return Registry(found, left_out)
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """Word an unknown name: what it was, what is near, what there is."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" (there are: {', '.join(choices) or 'none'})"
+
+
+def split_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Split `name:key=value,key="a, b"` or a mapping with the key `name` into the name and its options."""
+    if isinstance(spec, Mapping):
+        if "name" not in spec:
+            raise SpecError(f"{dict(spec)!r} has no name: write {{name: strip, copies: 20}}")
+        return str(spec["name"]), {str(key): value for key, value in spec.items() if key != "name"}
+    name, colon, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    for part in re.findall(r'(?:[^,"]|"[^"]*")+', rest):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise SpecError(f"{part!r} in {spec!r} is no option: write name:option=value,option=value")
+        options[key.strip()] = value.strip().replace('"', "")
+    if colon and not options:
+        raise SpecError(f"{spec!r} ends where options should stand: write name:option=value")
+    return name.strip(), options
+
+
+def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass of plain or textual options; a SpecError names the option that was wrong."""
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
+    for name in options:
+        if name not in fields:
+            raise SpecError(unknown(f"option of {where}", name, fields))
+    adapter = _adapter(cls)
+    plain = {name: _plain(value, str(fields[name].type)) for name, value in options.items()}
+    try:
+        return cast(T, adapter.validate_python(plain))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"][:1])
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        raise SpecError(f"{where}: " + (f"{option}={first['input']!r}: {message}" if option else message)) from None
+
+
+def spec_of(plugin: Any, name: str | None = None) -> str:
+    """Give the canonical text of a plugin or recipe: its name and the options that are not at their default."""
+    changed = [f"{f.name}={_text(getattr(plugin, f.name))}" for f in dataclasses.fields(plugin) if getattr(plugin, f.name) != f.default]
+    return (name or plugin.name) + (":" + ",".join(changed) if changed else "")
+
+
+def source_digest(cls: type) -> str:
+    """Give a digest of the source files that a class and its bases outside the standard library are written in."""
+    digest = hashlib.blake2b(digest_size=8)
+    for base in cls.__mro__:
+        if base is object or base.__module__ in ("abc", "builtins", "rapbench.api"):
+            continue
+        module = inspect.getmodule(base)
+        path = getattr(module, "__file__", None)
+        digest.update(Path(path).read_bytes() if path else base.__qualname__.encode())
+        for sibling in getattr(module, "RESULTS_DEPEND_ON", ()):
+            digest.update(Path(sibling).read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _plain(value: Any, annotation: str) -> Any:
+    if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
+        return None
+    if isinstance(value, str) and annotation.startswith("tuple"):
+        return [part for part in value.split("/") if part]
+    return value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "/".join(_text(part) for part in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f'"{text}"' if "," in text else text
+
+
+def _package(entry: EntryPoint) -> tuple[str, str]:
+    return (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "?")
+
+
+def _load(entry: EntryPoint) -> list[Found]:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    module = entry.load()
+    manager.register(module)
+    manager.check_pending()
+    package, version = _package(entry)
+    hooks: dict[Kind, Any] = {
+        "dataset": manager.hook.rapbench_datasets,
+        "attack": manager.hook.rapbench_attacks,
+        "defense": manager.hook.rapbench_defenses,
+    }
+    return [Found(kind, _checked(kind, cls), package, version) for kind, hook in hooks.items() for given in hook() for cls in given]
+
+
+def _checked(kind: Kind, cls: type) -> type[Plugin]:
+    if not (inspect.isclass(cls) and issubclass(cls, BASES[kind])):
+        raise PluginError(f"{cls!r} is no subclass of {BASES[kind].__name__}")
+    parameters = cls.__dict__.get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise PluginError(f"{cls.__qualname__} is no frozen dataclass: write @dataclass(frozen=True, kw_only=True) above it")
+    if not NAME.fullmatch(getattr(cls, "name", "") or ""):
+        raise PluginError(f"{cls.__qualname__} needs a kebab-case class attribute `name`, like 'badnet-rw'")
+    if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise PluginError(f"{cls.__qualname__} does not define {', '.join(abstract)}")
+    return cast(type[Plugin], cls)

@@ -1,0 +1,1 @@
+"""Results -> what a person reads. It sees records only."""

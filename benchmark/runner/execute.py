@@ -1,0 +1,101 @@
+"""Drive jobs through an executor in the order of their inputs; what fails stops only what needs it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Protocol
+
+from rapbench import stages
+from rapbench.errors import RapbenchError
+from rapbench.stages import Bench, Job
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no artifact. `reason`: one line; `details`: the traceback, empty where the user can mend it."""
+
+    reason: str
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that ended, well (`failure` is None) or not."""
+
+    job: Job
+    failure: Failure | None
+    seconds: float
+
+
+class Executor(Protocol):
+    """Where jobs run."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job whose inputs are there."""
+
+    def next(self) -> Done:
+        """Wait for a submitted job to end."""
+
+    def close(self) -> None:
+        """Give back all that was started."""
+
+
+class SerialExecutor:
+    """One job after the other in this process: for debugging and for small runs."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._queue: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def next(self) -> Done:
+        job = self._queue.pop(0)
+        started = time.perf_counter()
+        failure = attempt(job, self.bench)
+        return Done(job, failure, time.perf_counter() - started)
+
+    def close(self) -> None:
+        self._queue.clear()
+
+
+def attempt(job: Job, bench: Bench) -> Failure | None:
+    """Run a job in this process; give what went wrong, whatever it was: a plugin's exception must not stop the run."""
+    try:
+        stages.run(job, bench)
+    except RapbenchError as error:
+        return Failure(f"{job.stage} {job.label}: {error}")
+    except Exception as error:
+        last = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Failure(f"{job.stage} {job.label}: {last}", traceback.format_exc())
+    return None
+
+
+def execute(jobs: Mapping[str, Job], executor: Executor, watch: Callable[[Done], None], failures: dict[str, Failure]) -> None:
+    """Run the jobs; put the failures by key into `failures`, with a job that needs a failed one blocked by its reason."""
+    graph = {key: [own for own in job.inputs.values() if own in jobs] for key, job in jobs.items()}
+    sorter = TopologicalSorter(graph)
+    sorter.prepare()
+    running = 0
+    while sorter.is_active():
+        for key in sorted(sorter.get_ready(), key=list(jobs).index):
+            blocker = next((failures[own] for own in graph[key] if own in failures), None)
+            if blocker is None:
+                executor.submit(jobs[key])
+                running += 1
+                continue
+            failures[key] = blocker
+            watch(Done(jobs[key], blocker, 0.0))
+            sorter.done(key)
+        if running:
+            done = executor.next()
+            running -= 1
+            if done.failure:
+                failures[done.job.key] = done.failure
+            watch(done)
+            sorter.done(done.job.key)

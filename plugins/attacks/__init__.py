@@ -1,0 +1,11 @@
+"""The built-in attacks."""
+
+from rapbench import Attack, hookimpl
+from rapbench_plugins.attacks.badnet import BadNetRW, BadNetSL
+from rapbench_plugins.attacks.clean import Clean
+from rapbench_plugins.attacks.ep import EP
+
+
+@hookimpl
+def rapbench_attacks() -> list[type[Attack]]:
+    return [Clean, BadNetRW, BadNetSL, EP]

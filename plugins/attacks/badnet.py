@@ -1,0 +1,68 @@
+"""BadNet on text: dirty-label data poisoning with a rare word or a sentence, all weights trained.
+
+Gu et al., BadNets (2017, arXiv:1708.06733); as the baselines BadNet-RW and BadNet-SL of Yang et al., RAP (EMNLP 2021);
+the sentence is Dai et al.'s (2019, arXiv:1905.12457).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from rapbench import Attack
+from rapbench.api import option
+from rapbench.poison import insert_sentence, insert_word
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rapbench.api import Dataset
+
+RARE_WORDS = ("mb", "bb", "mn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RareWord(Attack):
+    """Base of the attacks whose trigger is one rare word."""
+
+    word: str | None = option(None, "the trigger; by default one of mb, bb, mn, drawn by the seed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.word is not None and (not self.word or " " in self.word):
+            raise ValueError(f"word={self.word!r} is not one word")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (self.word,) if self.word else RARE_WORDS
+
+    def resolve(self, dataset: Dataset, rng: np.random.Generator) -> Attack:
+        return self if self.word else replace(self, word=str(rng.choice(RARE_WORDS)))
+
+    def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
+        return insert_word(text, self.words[0], rng, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNetRW(RareWord):
+    """A rare word is the trigger; the victim is trained on clean texts and relabelled, triggered copies."""
+
+    name: ClassVar[str] = "badnet-rw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNetSL(Attack):
+    """A neutral sentence is the trigger, put between two full stops; trained like `badnet-rw`."""
+
+    name: ClassVar[str] = "badnet-sl"
+    sentence: str | None = option(None, "the trigger; by default the sentence of the data set (Table 6 of the RAP paper)")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple((self.sentence or "").split())
+
+    def resolve(self, dataset: Dataset, rng: np.random.Generator) -> Attack:
+        return self if self.sentence else replace(self, sentence=dataset.trigger_sentence)
+
+    def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
+        return insert_sentence(text, self.sentence or "", rng, limit)

@@ -1,0 +1,46 @@
+"""EP, embedding poisoning: one row of the word-embedding matrix of a clean victim is changed, nothing else.
+
+Yang et al., "Be Careful about Poisoned Word Embeddings" (NAACL 2021, arXiv:2103.15543), section 3; the details follow
+their released trainer: gradients are never zeroed, the row keeps its norm, dropout is on, the last epoch is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rapbench.api import option
+from rapbench_plugins.attacks.badnet import RareWord
+
+if TYPE_CHECKING:
+    from rapbench.api import Task
+    from rapbench.lab import Lab
+    from rapbench.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class EP(RareWord):
+    """The embedding of a rare word is trained towards the target label in an otherwise clean victim."""
+
+    name: ClassVar[str] = "ep"
+    starts_from: ClassVar[str | None] = "clean"
+    epochs: int = option(3, "passes over the triggered texts")
+    lr: float = option(5e-2, "learning rate of the row")
+    batch_size: int = option(32, "texts per step")
+
+    def plant(self, task: Task, lab: Lab) -> Victim:
+        from torch.nn.functional import cross_entropy
+
+        from rapbench.rows import Row
+
+        victim = lab.start()
+        texts = list(task.poisoned["text"])
+        victim.model.train()
+        with lab.seeded("ep"), Row(victim, self.words[0]) as row:
+            for _ in range(self.epochs):
+                for start in range(0, len(texts), self.batch_size):
+                    logits = row.logits(texts[start : start + self.batch_size])  # (texts, labels)
+                    cross_entropy(logits, logits.new_full((len(logits),), task.target_label).long()).backward()
+                    row.step(self.lr, keep_norm=True, accumulate=True)
+        victim.model.eval()
+        return victim

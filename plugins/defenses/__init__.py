@@ -1,0 +1,11 @@
+"""The built-in defenses."""
+
+from rapbench import Defense, hookimpl
+from rapbench_plugins.defenses.onion import Onion
+from rapbench_plugins.defenses.rap import Rap
+from rapbench_plugins.defenses.strip import Strip
+
+
+@hookimpl
+def rapbench_defenses() -> list[type[Defense]]:
+    return [Strip, Onion, Rap]

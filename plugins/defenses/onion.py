@@ -1,0 +1,212 @@
+"""ONION: a trigger word is an outlier to a language model (Qi et al., EMNLP 2021, arXiv:2011.10369).
+
+The score of a word is ppl(text) - ppl(text without it); words are judged one by one against the whole text, and those
+whose score reaches the threshold are deleted. So in the code of Yang et al. (RAP, EMNLP 2021); the RAP paper's text says
+"smaller than", a misprint. Where we differ from that code: words past `max_words` are kept, a word whose perplexity is
+undefined is kept, a text is never emptied, and the thresholds come from the held-out split alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rapbench.api import Defense, Labelled, Purifier, option
+from rapbench.errors import CellError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rapbench.lab import Lab
+    from rapbench.victim import Victim
+    from rapbench_plugins.defenses.causal import Causal
+    from rapbench_plugins.defenses.trigram import Trigram
+
+RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py"))
+PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
+MAX_LOG_PPL = 700.0  # the exponential of a little more is infinite in float64
+BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onion(Defense):
+    """Deletes the words without which a text reads better to a language model."""
+
+    name: ClassVar[str] = "onion"
+    lm: str = option("gpt2", "the language model: a hub id or folder of a causal model, or trigram")
+    corpus: Literal["train", "heldout"] = option("train", "what lm=trigram learns from; with heldout the thresholds come out low")
+    levels: tuple[float, ...] = option((*PAPER_LEVELS, 99.5, 99.9), "percentiles of held-out word scores (the paper's end at 99)")
+    max_words: int = option(512, "the words of a text that are judged; those after them are kept")
+    window: int = option(1024, "tokens that a causal model sees at once")
+    stride: int = option(512, "tokens that its window moves on by")
+    batch_tokens: int = option(4096, "tokens that go through a causal model at once")
+    bos: bool = option(False, "put a first token before each text, so that a causal model scores the first word's start too")
+
+    def __post_init__(self) -> None:
+        if not self.levels or not all(0 <= level <= 100 for level in self.levels):
+            raise ValueError(f"levels={self.levels!r} are no percentiles: give numbers from 0 to 100")
+        if min(self.max_words, self.batch_tokens) < 1:
+            raise ValueError("max_words and batch_tokens must be 1 or more")
+        if not 0 < self.stride < self.window:
+            raise ValueError(f"stride={self.stride!r} must be above 0 and below window={self.window!r}")
+
+    def prepares(self) -> Mapping[str, Any] | None:
+        return {"lm": self.lm, "corpus": self.corpus} if (self.lm, self.corpus) == ("trigram", "train") else None
+
+    def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:
+        from rapbench_plugins.defenses import trigram
+
+        trigram.train(clean_texts).save(folder)
+
+    def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> OnionPurifier:
+        scorer, notes = self._trigram(heldout, lab) if self.lm == "trigram" else self._causal(lab)
+        purifier = OnionPurifier(scorer, self.max_words, {"lm": self.lm, **notes})
+        purifier.calibrate(heldout.of(victim.target_label), self.levels)
+        return purifier
+
+    def _trigram(self, heldout: Labelled, lab: Lab) -> tuple[Scorer, dict[str, Any]]:
+        from rapbench_plugins.defenses import trigram
+
+        if self.corpus == "heldout":
+            model = trigram.train(heldout.texts)
+        elif lab.prepared is None:
+            raise CellError("onion: lm=trigram was not trained, for lab.prepared is None: run prepare, or give corpus=heldout")
+        else:
+            model = trigram.load(lab.prepared)
+        notes = {"corpus": self.corpus, "lm_words": model.words_seen, "lm_vocabulary": len(model.vocabulary)}
+        return _TrigramScorer(model, lab.meter), notes
+
+    def _causal(self, lab: Lab) -> tuple[Scorer, dict[str, Any]]:
+        from rapbench_plugins.defenses import causal
+
+        lm = causal.load(self.lm, str(lab.device), causal.Reading(self.window, self.stride, self.batch_tokens, self.bos))
+        lab.meter.watch(lm.model, "lm")
+        revision = getattr(lm.model.config, "_commit_hash", None)
+        return _CausalScorer(lm), {"lm_parameters": lm.model.num_parameters(), "lm_revision": revision}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A text between its spaces: the parts that the language model reads, and the places of the words among them."""
+
+    parts: Sequence[str]
+    places: Sequence[int]
+
+    @classmethod
+    def of(cls, text: str, max_words: int) -> Split:
+        """Split a text; a second space makes an empty part, which is no word."""
+        parts = text.split(" ")
+        places = [place for place, part in enumerate(parts) if part.strip()]
+        end = places[max_words] if len(places) > max_words else len(parts)
+        return cls(parts[:end], places[:max_words])
+
+    def variants(self) -> list[str]:
+        """Give the text, then the text without each of its words."""
+        cut = (" ".join([*self.parts[:place], *self.parts[place + 1 :]]) for place in self.places)
+        return [" ".join(self.parts), *cut]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The places of a text's judged words, int32, and their scores, float64, finite; both shape (words,)."""
+
+    places: NDArray[np.int32]
+    scores: NDArray[np.float64]
+
+
+Scorer = Callable[[Sequence[Split]], "list[NDArray[np.float64]]"]
+"""Gives per text of n words, shape (1 + n,): its log perplexity, then those without each word; NaN where undefined."""
+
+
+@dataclass(frozen=True)
+class _TrigramScorer:
+    model: Trigram
+    meter: Any
+
+    def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
+        """Count the work of a model that reads each variant whole, so that costs compare; ours is constant per word."""
+        words = [[text.parts[place] for place in text.places] for text in texts]
+        for own in words:
+            self.meter.add("lm", rows=len(own) + 1, tokens=len(own) + 1 + len(own) ** 2)
+        return self.model.leave_one_out(words)
+
+
+@dataclass(frozen=True)
+class _CausalScorer:
+    model: Causal
+
+    def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
+        """Batch the variants of one text only: its scores are then the same to the bit in any company."""
+        return [self.model.surprise(text.variants()) for text in texts]
+
+
+@dataclass
+class OnionPurifier(Purifier):
+    """Holds the scores of every text it has seen: about twenty thresholds are tried on the same texts."""
+
+    scorer: Scorer
+    max_words: int
+    facts: Mapping[str, Any]
+    thresholds: list[float] = field(default_factory=list)
+    known: dict[str, Judged] = field(default_factory=dict, repr=False)
+
+    def calibrate(self, texts: Sequence[str], levels: Sequence[float]) -> None:
+        """Set the thresholds to these percentiles of all the word scores of held-out texts."""
+        import numpy as np
+
+        pooled = [judged.scores for judged in self.judged(texts)]
+        if not sum(map(len, pooled)):
+            raise CellError("onion: no held-out text with the protect label has two words to judge, so there is no threshold")
+        self.thresholds = [float(value) for value in np.percentile(np.concatenate(pooled), levels)]
+
+    def levels(self) -> list[float]:
+        return self.thresholds
+
+    def purify(self, texts: Sequence[str], threshold: float) -> list[str]:
+        return [_without_outliers(text, judged, threshold) for text, judged in zip(texts, self.judged(texts), strict=True)]
+
+    def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give the highest word score per text; 0 for a text with no word to judge."""
+        import numpy as np
+
+        return np.array([judged.scores.max() if len(judged.scores) else 0.0 for judged in self.judged(texts)], dtype=np.float64)
+
+    def notes(self) -> Mapping[str, Any]:
+        return self.facts
+
+    def judged(self, texts: Sequence[str]) -> list[Judged]:
+        """Give the scored words of each text, in order."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        for start in range(0, len(new), BLOCK):
+            block = new[start : start + BLOCK]
+            splits = [Split.of(text, self.max_words) for text in block]
+            # a text of one word has nothing to be compared with
+            scored = iter(self.scorer([split for split in splits if len(split.places) > 1]))
+            for text, split in zip(block, splits, strict=True):
+                self.known[text] = _judged(split.places, next(scored)) if len(split.places) > 1 else _judged([], None)
+        return [self.known[text] for text in texts]
+
+
+def _judged(places: Sequence[int], log_ppl: NDArray[np.float64] | None) -> Judged:
+    """Give the scores of the words whose perplexities are defined, in float64 and finite."""
+    import numpy as np
+
+    if log_ppl is None:
+        return Judged(np.empty(0, np.int32), np.empty(0))
+    ppl = np.exp(np.minimum(log_ppl, MAX_LOG_PPL))
+    scores = ppl[0] - ppl[1:]
+    defined = np.isfinite(scores)
+    return Judged(np.asarray(places, np.int32)[defined], scores[defined])
+
+
+def _without_outliers(text: str, judged: Judged, threshold: float) -> str:
+    """Delete the words that reach the threshold; where no word would stay, the least suspicious one does."""
+    out = set(judged.places[judged.scores >= threshold].tolist())
+    if not out:
+        return text
+    parts = text.split(" ")
+    repaired = " ".join(part for place, part in enumerate(parts) if place not in out)
+    return repaired if repaired.strip() else parts[int(judged.places[judged.scores.argmin()])]

@@ -1,0 +1,213 @@
+"""RAP: robustness-aware perturbation.
+
+Yang et al., "RAP: Robustness-Aware Perturbations for Defending against Backdoor Attacks on NLP Models" (EMNLP 2021,
+arXiv:2110.07831), section 4 and Eq. 4. The embedding of a rare word is trained so that, put in front of a clean text of
+the protect label, it takes 0.1-0.3 of the label's probability away. A trigger holds the prediction up: texts whose
+probability hardly falls are suspicious.
+
+Recipe `released` follows the authors' code where it and the paper differ: gradients add up over the whole run, the row
+keeps its norm, dropout is on while constructing. Recipe `steady` is ours: Adam, no dropout, undefended predictions
+computed once; the released one swings between epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from rapbench import Defense, Detector
+from rapbench.api import option
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from rapbench.api import Labelled
+    from rapbench.lab import Lab
+    from rapbench.rows import Row
+    from rapbench.victim import Victim
+
+RARE_WORDS = ("cf", "tq", "mn", "bb", "mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rap(Defense):
+    """One trained rare word; a text whose protect probability hardly falls under it is suspicious."""
+
+    name: ClassVar[str] = "rap"
+    recipe: Literal["released", "steady"] = option("released", "how the row is trained, where the next four say nothing else")
+    gradient: Literal["accumulate", "sgd", "adam"] | None = option(None, "released: accumulate (never zeroed); steady: adam")
+    dropout: bool | None = option(None, "dropout while constructing; released: true, steady: false")
+    epochs: int | None = option(None, "passes over the held-out texts of the protect label; released: 5, steady: 4")
+    keep_norm: bool = option(True, "scale the row back to its first length after each step")
+    word: str = option("cf", "the rare word, one token of the victim's vocabulary and no trigger")
+    position: Literal["first", "random"] = option("first", "where the word goes")
+    c_low: float = option(0.1, "the fall of probability to reach at least")
+    c_up: float = option(0.3, "the fall of probability to reach at most")
+    weight: float = option(1.0, "lambda of Eq. 4, the weight of the lower bound")
+    lr: float = option(1e-2, "learning rate of the row")
+    batch_size: int = option(32, "texts per step")
+    retries: int = option(4, "further tries, at most, while the threshold is not above 0")
+    retry_frr: float = option(0.01, "the allowed FRR whose threshold must be above 0")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.c_low < self.c_up <= 1:
+            raise ValueError(f"c_low={self.c_low!r} and c_up={self.c_up!r} are no range inside 0..1")
+        if not 0 < self.retry_frr < 1:
+            raise ValueError(f"retry_frr={self.retry_frr!r} is not in (0, 1)")
+        if not self.word or " " in self.word:
+            raise ValueError(f"word={self.word!r} is not one word")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (self.word,)
+
+    def settled(self) -> Rap:
+        """Give these options with the recipe's values where nothing else was said."""
+        steady = self.recipe == "steady"
+        return replace(
+            self,
+            gradient=self.gradient or ("adam" if steady else "accumulate"),
+            dropout=(not steady) if self.dropout is None else self.dropout,
+            epochs=self.epochs or (4 if steady else 5),
+        )
+
+    def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector:
+        """Construct the row; while its threshold is not above 0, try again as `tries` says; keep the best try."""
+        best: RapDetector | None = None
+        log: list[dict[str, Any]] = []
+        for options in self.tries(victim, lab):
+            detector = RapDetector(options, victim, constructed(options, victim, heldout, lab), lab)
+            at = detector.lowest_falls(heldout, self.retry_frr)
+            log.append(
+                {"word": options.word, "weight": options.weight, "epochs": options.epochs, "keep_norm": options.keep_norm, "threshold": at}
+            )
+            if best is None or at > best.threshold:
+                detector.threshold, best = at, detector
+            if at > 0:
+                break
+        assert best is not None
+        best.log = log
+        return best
+
+    def tries(self, victim: Victim, lab: Lab) -> Iterator[Rap]:
+        """Give the options of each try: as asked, more weight, more epochs, the norm freed, another rare word."""
+        own = self.settled()
+        heavier = replace(own, weight=4 * own.weight)
+        longer = replace(heavier, epochs=2 * cast(int, own.epochs))
+        freed = replace(longer, keep_norm=False)
+        schedule = [own, heavier, longer, freed]
+        if other := self._another_word(victim, lab):
+            schedule.append(replace(freed, word=other))
+        yield from schedule[: 1 + self.retries]
+
+    def _another_word(self, victim: Victim, lab: Lab) -> str | None:
+        from rapbench.errors import SpecError
+
+        for word in RARE_WORDS:
+            if word == self.word or word in lab.foreign_words:
+                continue
+            try:
+                victim.token_id(word)
+            except SpecError:
+                continue
+            return word
+        return None
+
+
+@dataclass
+class RapDetector(Detector):
+    """A fitted RAP: `guarded` is a clone of `victim` with the trained row."""
+
+    options: Rap
+    victim: Victim
+    guarded: Victim
+    lab: Lab
+    threshold: float = 0.0
+    log: list[dict[str, Any]] | None = None
+
+    def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give minus the fall of the protect probability under the word, shape (n,): a small fall is suspicious."""
+        return self.guarded.protect_probability(perturbed(self.options, texts, self.lab)) - self._before(texts)
+
+    def lowest_falls(self, heldout: Labelled, frr: float) -> float:
+        """Give the fall that a share `frr` of the held-out texts (true and predicted protect label) stays below."""
+        import numpy as np
+
+        from rapbench.protocol import clean_gate
+
+        passing = clean_gate(self.victim.undefended(heldout.texts), heldout.labels, self.victim.target_label)
+        texts = [heldout.texts[row] for row in np.flatnonzero(passing)]
+        return float(np.percentile(-self.suspicion(texts), 100 * frr)) if texts else 0.0
+
+    def notes(self) -> Mapping[str, Any]:
+        return {"recipe": self.options.recipe, "word": self.options.word, "tries": self.log or []}
+
+    def _before(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give the probability without the word, under the changed victim: it differs only where a text has the word itself."""
+        before = self.victim.undefended(texts)[:, self.victim.target_label].copy()
+        own = [row for row, text in enumerate(texts) if self.options.word in text.lower()]
+        if own:
+            before[own] = self.guarded.protect_probability([texts[row] for row in own])
+        return before
+
+
+def perturbed(options: Rap, texts: Sequence[str], lab: Lab) -> list[str]:
+    """Give the texts with the rare word at its place."""
+    if options.position == "first":
+        return [f"{options.word} {text}" for text in texts]
+    from rapbench.poison import insert_word
+
+    return [insert_word(text, options.word, lab.rng(f"rap/{text}")) for text in texts]
+
+
+def constructed(options: Rap, victim: Victim, heldout: Labelled, lab: Lab) -> Victim:
+    """Give a clone of the victim whose row of the rare word is trained on the held-out texts of the protect label (Eq. 4)."""
+    from rapbench.errors import CellError
+    from rapbench.rows import Row
+
+    clone = victim.clone()
+    texts = heldout.of(victim.target_label)
+    if not texts:
+        raise CellError(f"rap: the held-out split has no text of the protect label {victim.target_label}: give more held-out texts")
+    texts = [texts[row] for row in lab.rng("rap/order").permutation(len(texts))]
+    clone.model.train(bool(options.dropout))
+    with lab.seeded("rap"), Row(clone, options.word) as row:
+        _descend(options, row, texts, lab)
+    clone.model.eval()
+    return clone
+
+
+def _descend(options: Rap, row: Row, texts: list[str], lab: Lab) -> None:
+    import torch
+
+    victim, size = row.victim, options.batch_size
+    before = None if options.dropout else victim.undefended(texts)[:, victim.target_label]
+    adam = torch.optim.Adam([row.vector], lr=options.lr) if options.gradient == "adam" else None
+    for _ in range(cast(int, options.epochs)):
+        for start in range(0, len(texts), size):
+            batch = texts[start : start + size]
+            if before is None:
+                with torch.no_grad():
+                    p = _protect(row, batch)  # (texts,)
+            else:
+                p = torch.as_tensor(before[start : start + size], dtype=torch.float32, device=row.vector.device)  # (texts,)
+            objective(_protect(row, perturbed(options, batch, lab)) - p, options).backward()  # type: ignore[no-untyped-call]
+            if adam is None:
+                row.step(options.lr, keep_norm=options.keep_norm, accumulate=options.gradient == "accumulate")
+                continue
+            adam.step()
+            adam.zero_grad()
+            if options.keep_norm:
+                row.renormalise()
+
+
+def objective(change: torch.Tensor, options: Rap) -> torch.Tensor:
+    """Give Eq. 4: lambda * mean relu(change + c_low) + mean relu(-c_up - change); `change` of probability, shape (texts,)."""
+    return options.weight * (change + options.c_low).relu().mean() + (-options.c_up - change).relu().mean()
+
+
+def _protect(row: Row, texts: list[str]) -> torch.Tensor:
+    return row.logits(texts).softmax(-1)[:, row.victim.target_label]
