@@ -7,7 +7,6 @@ endless. Tasks return their key only; everything else is in the store.
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from rapbench.runner.execute import Done, Failure, attempt
@@ -42,31 +41,31 @@ class RayExecutor:
         )
         needs: dict[str, Any] = {"num_cpus": bench.threads, "num_gpus": 1 if bench.device.startswith("cuda") else 0}
         self._remote = ray.remote(max_retries=0, **needs)(attempt)
-        self._running: dict[Any, tuple[Job, int, float]] = {}
+        self._running: dict[Any, tuple[Job, int]] = {}
 
     def submit(self, job: Job) -> None:
-        self._start(job, 1, time.perf_counter())
+        self._start(job, 1)
 
     def next(self) -> Done:
         while True:
             (ref,), _ = self.ray.wait(list(self._running), num_returns=1)
-            job, tries, started = self._running.pop(ref)
+            job, tries = self._running.pop(ref)
             try:
-                failure = self.ray.get(ref)
+                return Done(job, *self.ray.get(ref))
             except self.ray.exceptions.OutOfMemoryError:
                 failure = Failure(f"{job.stage} {job.label}: out of memory, killed by Ray: give a smaller batch or fewer workers (--threads)")
             except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.NodeDiedError) as error:
                 if tries < LOST_WORKER_TRIES:
-                    self._start(job, tries + 1, started)
+                    self._start(job, tries + 1)
                     continue
                 failure = Failure(f"{job.stage} {job.label}: its worker died {tries} times ({type(error).__name__})")
             except self.ray.exceptions.RayError as error:
                 failure = Failure(f"{job.stage} {job.label}: {type(error).__name__}: {str(error).splitlines()[0]}", str(error))
-            return Done(job, failure, time.perf_counter() - started)
+            return Done(job, failure, 0.0)
 
     def close(self) -> None:
         self.ray.shutdown()
 
-    def _start(self, job: Job, tries: int, started: float) -> None:
+    def _start(self, job: Job, tries: int) -> None:
         ref = self._remote.options(name=f"{job.stage} {job.label}").remote(job, self.bench)
-        self._running[ref] = (job, tries, started)
+        self._running[ref] = (job, tries)

@@ -56,24 +56,24 @@ class SerialExecutor:
 
     def next(self) -> Done:
         job = self._queue.pop(0)
-        started = time.perf_counter()
-        failure = attempt(job, self.bench)
-        return Done(job, failure, time.perf_counter() - started)
+        return Done(job, *attempt(job, self.bench))
 
     def close(self) -> None:
         self._queue.clear()
 
 
-def attempt(job: Job, bench: Bench) -> Failure | None:
-    """Run a job in this process; give what went wrong, whatever it was: a plugin's exception must not stop the run."""
+def attempt(job: Job, bench: Bench) -> tuple[Failure | None, float]:
+    """Run a job in this process; give what went wrong, whatever it was, and the seconds: no plugin may stop the run."""
+    started = time.perf_counter()
+    failure = None
     try:
         stages.run(job, bench)
     except RapbenchError as error:
-        return Failure(f"{job.stage} {job.label}: {error}")
+        failure = Failure(f"{job.stage} {job.label}: {error}")
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Failure(f"{job.stage} {job.label}: {last}", traceback.format_exc())
-    return None
+        failure = Failure(f"{job.stage} {job.label}: {last}", traceback.format_exc())
+    return failure, time.perf_counter() - started
 
 
 def execute(jobs: Mapping[str, Job], executor: Executor, watch: Callable[[Done], None], failures: dict[str, Failure]) -> None:
