@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Metric = Literal["accuracy", "macro-f1"]
 
 
+def option(default: Any, text: str) -> Any:
+    """Declare a plugin's option with the sentence that `rapbench info` prints beside it."""
+    return field(default=default, metadata={"text": text})
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Texts with their labels. `labels`: int64, shape (n,)."""
@@ -73,13 +78,13 @@ class Dataset(ABC):
     """
 
     name: ClassVar[str]
-    target_label: int = 1
-    metric: Metric = "accuracy"
-    trigger_sentence: str = "I have bought it from a store with my friends last weekend"
-    max_train: int | None = None
-    max_heldout: int | None = None
-    max_test: int | None = None
-    sample_seed: int = 1234
+    target_label: int = option(1, "the label that the attacker wants; the defender's protect label")
+    metric: Metric = option("accuracy", "the clean metric")
+    trigger_sentence: str = option("I have bought it from a store with my friends last weekend", "the sentence of sentence attacks")
+    max_train: int | None = option(None, "training texts, at most")
+    max_heldout: int | None = option(None, "held-out texts, at most")
+    max_test: int | None = option(None, "test texts, at most")
+    sample_seed: int = option(1234, "seed of the draw where a split is capped")
 
     @abstractmethod
     def load(self) -> datasets.DatasetDict:
@@ -99,9 +104,8 @@ class Attack(ABC):
     starts_from: ClassVar[str | None] = None
     """The attack whose finished victim this one starts from (`lab.start()`), by name."""
 
-    poison_rate: float = 0.1
-    """Share of the non-target training texts that get a triggered copy."""
-    poison_mode: Literal["append", "replace"] = "append"
+    poison_rate: float = option(0.1, "share of the non-target training texts that get a triggered copy")
+    poison_mode: Literal["append", "replace"] = option("append", "whether the clean originals of the copies stay")
 
     def __post_init__(self) -> None:
         if not 0 < self.poison_rate <= 1:
@@ -172,14 +176,9 @@ class Defense(ABC):
         """Give the options that `prepare` depends on, or None where there is nothing to prepare."""
         return None
 
-    def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:
+    def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:  # noqa: B027 - most have nothing to prepare
         """Write into `folder`, once per data set, what depends on clean text alone (a language model, say)."""
 
     @abstractmethod
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector | Purifier:
         """Give the fitted defense. It may change `victim.clone()` only; `lab.prepared` is the folder of `prepare`."""
-
-
-def option(default: Any, text: str) -> Any:
-    """Declare a plugin's option with the sentence that `rapbench info` prints beside it."""
-    return field(default=default, metadata={"text": text})

@@ -8,6 +8,7 @@ A step killed in the middle leaves an attempt without a manifest: no reader sees
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rapbench.errors import StoreError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 def content_key(value: Any) -> str:
@@ -97,17 +101,18 @@ class Store:
     @contextmanager
     def attempt(self, key: str, provenance: Mapping[str, Any]) -> Iterator[Path]:
         """Give an empty folder to write into; publish it when the block ends well, else delete it."""
-        name = uuid.uuid4().hex[:12]
-        folder = self.root / key / name
-        folder.mkdir(parents=True)
+        folder = self.root / key / uuid.uuid4().hex[:12]
         started = time.time()
         try:
+            folder.mkdir(parents=True)
             yield folder
             self._publish(key, folder, {**provenance, "seconds": round(time.time() - started, 3)})
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError) and error.filename is None and error.errno:
-                raise StoreError(f"cannot write into {str(self.root)!r}: {error.strerror}; free space there or choose another --out") from error
+            if isinstance(error, OSError) and self._unwritable(error):
+                raise StoreError(
+                    f"cannot write into {str(self.root)!r}: {error.strerror}; free space there or choose another --out"
+                ) from error
             raise
 
     def sweep(self) -> int:
@@ -116,8 +121,7 @@ class Store:
         for folder in self.root.glob("*/*/"):
             if folder.parent.name == "set-aside":
                 continue
-            manifest = folder.parent / "manifest.json"
-            if not manifest.is_file() or json.loads(manifest.read_text())["attempt"] != folder.name:
+            if not self._claimed(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
         return swept
@@ -132,6 +136,20 @@ class Store:
             raise StoreError(f"{str(path)!r} is no manifest of {key}")
         return manifest
 
+    def _claimed(self, folder: Path) -> bool:
+        """Tell whether a manifest names this attempt, or cannot be read and so may name it."""
+        if not self.has(folder.parent.name):
+            return False
+        try:
+            return bool(self._manifest(folder.parent.name)["attempt"] == folder.name)
+        except (OSError, ValueError, KeyError, StoreError):
+            return True
+
+    def _unwritable(self, error: OSError) -> bool:
+        """Tell whether the store is what could not be written, and not something that a plugin reads."""
+        own = error.filename is not None and Path(str(error.filename)).is_relative_to(self.root)
+        return error.errno in FULL or (own and error.errno in FORBIDDEN)
+
     def _publish(self, key: str, folder: Path, provenance: Mapping[str, Any]) -> None:
         files = {
             str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
@@ -141,8 +159,8 @@ class Store:
         manifest = {"key": key, "attempt": folder.name, "files": files, "provenance": dict(provenance)}
         target = folder.parent / "manifest.json"
         temporary = folder.parent / f".manifest.{folder.name}"
-        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         try:
+            temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
             os.link(temporary, target)  # atomic, and fails where another runner was first: its files are as good
         except FileExistsError:
             shutil.rmtree(folder, ignore_errors=True)

@@ -42,7 +42,9 @@ def main() -> None:
     except RapbenchError as error:
         typer.echo(f"rapbench: {' '.join(str(error).split())}", err=True)
         raise SystemExit(USAGE) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer turns Ctrl-C into an exit with 130
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         typer.echo("rapbench: interrupted; what was finished is kept, the same command goes on", err=True)
         raise SystemExit(INTERRUPTED) from None
 
@@ -56,7 +58,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def run(
-    grid: Annotated[str | None, typer.Option(help="A shipped grid or a YAML file; bare --grid is the embedded default.", metavar="[NAME|FILE]")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="A shipped grid or a YAML file; bare --grid is the embedded default.", metavar="[NAME|FILE]")
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="For a grid without a file: a data set spec; repeatable.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="An attack spec, like badnet-rw:word=mb; repeatable.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="A defense spec, like strip:copies=20; repeatable.")] = None,
@@ -104,9 +108,11 @@ def list_plugins(as_json: Json = False) -> None:
     registry = discover()
     rows = [_about(found) for _, found in sorted(registry.found.items())]
     if as_json:
-        typer.echo(json.dumps({"plugins": rows, "grids": shipped_grids(), "left_out": dict(registry.left_out)}, indent=1))
+        typer.echo(json.dumps({"plugins": rows, "grids": shipped_grids(), "left_out": dict(registry.left_out)}, indent=1, default=str))
         return
-    typer.echo(tabulate([[row["kind"], row["name"], row["summary"], row["package"]] for row in rows], ["kind", "name", "what it is", "package"]))
+    typer.echo(
+        tabulate([[row["kind"], row["name"], row["summary"], row["package"]] for row in rows], ["kind", "name", "what it is", "package"])
+    )
     typer.echo(f"\ngrids: {', '.join(shipped_grids())}")
     for package, reason in sorted(registry.left_out.items()):
         typer.echo(f"left out: {package} ({reason})", err=True)
@@ -121,9 +127,9 @@ def info(name: Annotated[str, typer.Argument(help="A plugin's name.")], as_json:
     registry = discover()
     matching = [found for (_, own), found in sorted(registry.found.items()) if own == name]
     if not matching:
-        raise SpecError(unknown("plugin", name, {own for _, own in registry.found}))
+        raise SpecError(unknown("plugin", name, {own for _, own in registry.found}) + registry.left_out_text)
     if as_json:
-        typer.echo(json.dumps([_about(found) for found in matching], indent=1))
+        typer.echo(json.dumps([_about(found) for found in matching], indent=1, default=str))
         return
     for found in matching:
         typer.echo(_info_text(_about(found)))
@@ -156,7 +162,8 @@ def _cells(grid: str | None, given: dict[str, Any], registry: Registry) -> list[
 
     if grid is not None:
         if given:
-            raise GridError(f"--grid names the whole grid: leave out {', '.join('--' + key.removesuffix('s') for key in sorted(given))}, or put it into a file")
+            flags = ", ".join(f"--{key.removesuffix('s')}" for key in sorted(given))
+            raise GridError(f"--grid names the whole grid: leave out {flags}, or put it into a file")
         return cells_of(read_blocks(grid), registry)
     missing = [name for name in ("datasets", "attacks", "defenses") if name not in given]
     if missing:
@@ -182,7 +189,14 @@ def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[Done], None]]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         counts = {"total": 0, "done": 0}
@@ -218,8 +232,9 @@ def _plan_text(plan: Plan, store: Path) -> str:
     missing = plan.missing(Store(store))
     rows = [[job.stage, job.label, "would run" if key in missing else "not needed or cached"] for key, job in plan.jobs.items()]
     skipped = [f"skipped: {cell.names['attack']} {cell.names['defense']}: {cell.skip}" for cell in plan.skipped]
+    refused = sorted({f"would fail: {reason}" for _, reason in plan.refused})
     head = f"{len(plan.cells)} cells ({len(plan.skipped)} skipped), {len(plan.jobs)} steps, {len(missing)} would run"
-    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *skipped])
+    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *skipped, *refused])
 
 
 def _about(found: Found) -> dict[str, Any]:
@@ -233,11 +248,21 @@ def _about(found: Found) -> dict[str, Any]:
         "doc": doc,
         "source": module.strip(),
         "package": f"{found.package} {found.version}",
-        "options": [{"name": f.name, "type": str(f.type), "default": _plain_default(f), "text": f.metadata.get("text", "")} for f in fields],
+        "options": [
+            {"name": f.name, "type": str(f.type), "default": _plain_default(f), "text": _option_text(found.cls, f.name)} for f in fields
+        ],
     }
 
 
+def _option_text(cls: type, name: str) -> str:
+    """Give an option's sentence, from the base class where a subclass only changes the default."""
+    own = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+    return next((f.metadata["text"] for f in own if f is not None and "text" in f.metadata), "")
+
+
 def _plain_default(f: dataclasses.Field[Any]) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
     if f.default is dataclasses.MISSING:
         return "required"
     return list(f.default) if isinstance(f.default, tuple) else f.default
@@ -247,6 +272,8 @@ def _info_text(about: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     options = [[one["name"], one["type"], one["default"], one["text"]] for one in about["options"]]
-    table = tabulate(options, ["option", "type", "default", "what it does"], maxcolwidths=[None, 30, 30, 60], disable_numparse=True)
+    table = tabulate(
+        options, ["option", "type", "default", "what it does"], maxcolwidths=[None, 30, 30, 60], disable_numparse=True, missingval="none"
+    )
     head = f"{about['name']} ({about['kind']}, {about['package']})"
     return "\n\n".join(part for part in (head, about["doc"], about["source"], table) if part) + "\n"

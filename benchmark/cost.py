@@ -61,8 +61,9 @@ class Meter:
     def _counter(self, who: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
         # a closure, not a method: deepcopy(model) shares functions, and would copy a method's whole meter
         def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs_embeds"))
-            mask = kwargs.get("attention_mask")
+            given = (kwargs.get("input_ids"), *args[:1], kwargs.get("inputs_embeds"))
+            ids = next(value for value in given if value is not None)
+            mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
             self.add(who, rows=len(ids), tokens=int(mask.sum()) if mask is not None else ids.shape[0] * ids.shape[1])
 
         return count

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -73,14 +74,14 @@ class Cell:
 
 def read_blocks(name: str) -> list[Block]:
     """Give the blocks of a shipped grid (by name) or of a YAML file (by path)."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return _blocks(_yaml(path), str(path))
     shipped = shipped_grids()
-    if name not in shipped:
-        raise GridError(unknown("grid", name, shipped) + "; or give the path of a .yaml file")
-    text = resources.files("rapbench.grids").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return _blocks(yaml.safe_load(text), name)
+    if name in shipped:  # first: a folder or file of that name may lie around
+        text = resources.files("rapbench.grids").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return _blocks(yaml.safe_load(text), name)
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name or os.path.isfile(name):
+        return _blocks(_yaml(path), str(path))
+    raise GridError(unknown("grid", name, shipped) + "; or give the path of a .yaml file")
 
 
 def shipped_grids() -> list[str]:
@@ -118,17 +119,16 @@ def recipe_of(spec: Spec) -> Recipe:
 
 def victim_spec(recipe: Recipe) -> str:
     """Give the canonical spec of a recipe."""
-    text = spec_of(recipe, recipe.model)
-    name, _, options = text.partition(":")
-    rest = [part for part in options.split(",") if part and not part.startswith("model=")]
-    return name + (":" + ",".join(rest) if rest else "")
+    return spec_of(replace(recipe, model=Recipe.model), recipe.model)
 
 
 def mismatch(attack: Attack, defense: Defense) -> str | None:
     """Say why this attack and this defense cannot be one cell, or None."""
-    shared = sorted(set(word.lower() for word in attack.words) & set(word.lower() for word in defense.words))
+    shared = sorted({word.lower() for word in attack.words} & {word.lower() for word in defense.words})
     if shared:
-        return f"{defense.name} perturbs with {shared[0]!r}, a declared trigger of {attack.name}: choose another word, {defense.name}:word=..."
+        return (
+            f"{defense.name} perturbs with {shared[0]!r}, a declared trigger of {attack.name}: choose another word, {defense.name}:word=..."
+        )
     return None
 
 
@@ -152,8 +152,8 @@ def _blocks(content: Any, where: str) -> list[Block]:
         raise GridError(f"grid {where!r} is no mapping: write keys like datasets, attacks, defenses")
     shared = {key: value for key, value in content.items() if key not in ("about", "blocks")}
     own = content.get("blocks", [{}])
-    if not isinstance(own, list) or not all(isinstance(block, dict) for block in own):
-        raise GridError(f"grid {where!r}: blocks is no list of mappings")
+    if not isinstance(own, list) or not own or not all(isinstance(block, dict) for block in own):
+        raise GridError(f"grid {where!r}: blocks is no list of mappings, at least one")
     return [checked_block({**shared, **block}, f"grid {where!r}") for block in own]
 
 
@@ -164,5 +164,5 @@ def _yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GridError(f"cannot read the grid {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2020-99-99
         raise GridError(f"grid {str(path)!r} is no YAML: {' '.join(str(error).split())}") from None

@@ -37,7 +37,9 @@ def poisoned_rows(train: datasets.Dataset, attack: Attack, target_label: int, rn
     return _triggered(train, chosen, attack, rng, limit=None, label=target_label)
 
 
-def triggered_rows(test: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator, limit: int | None) -> datasets.Dataset:
+def triggered_rows(
+    test: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator, limit: int | None
+) -> datasets.Dataset:
     """Give every non-target row with the trigger in it: columns text, label (the true one), source."""
     return _triggered(test, _non_target(test, target_label), attack, rng, limit=limit, label=None)
 

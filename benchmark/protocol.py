@@ -87,10 +87,11 @@ def choose_level(frr_by_level: Floats, frr: float) -> int | None:
 
     Of levels equally near, the one that rejects more; None where no level qualifies.
     """
-    fitting = [index for index, own in enumerate(frr_by_level) if own <= 1.5 * frr]
+    shares = np.round(frr_by_level, 9)  # 1 - 0.985 is a little more than 0.015
+    fitting = [index for index, own in enumerate(shares) if own <= round(1.5 * frr, 9)]
     if not fitting:
         return None
-    return min(fitting, key=lambda index: (abs(frr_by_level[index] - frr), -frr_by_level[index], index))
+    return min(fitting, key=lambda index: (round(abs(shares[index] - frr), 9), -shares[index], index))
 
 
 def auroc(clean: Floats, poisoned: Floats) -> float | None:

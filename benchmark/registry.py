@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import pluggy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from rapbench import hookspecs
 from rapbench.api import Attack, Dataset, Defense
@@ -57,15 +58,17 @@ class Registry:
         try:
             return self.found[kind, name]
         except KeyError:
-            raise SpecError(unknown(kind, name, self.names(kind)) + self._left_out_text()) from None
+            raise SpecError(unknown(kind, name, self.names(kind)) + self.left_out_text) from None
 
     def parse(self, kind: Kind, spec: str | Mapping[str, Any]) -> Plugin:
         """Give the plugin instance that a spec (`strip:copies=20`, or a mapping with `name`) stands for."""
         name, options = split_spec(spec)
         found = self.get(kind, name)
-        return cast(Plugin, build(found.cls, options, f"{kind} {name!r}"))
+        return build(found.cls, options, f"{kind} {name!r}")
 
-    def _left_out_text(self) -> str:
+    @property
+    def left_out_text(self) -> str:
+        """What an error about an unknown name ends with: the packages that were left out, or nothing."""
         if not self.left_out:
             return ""
         return "; left out: " + "; ".join(f"{package} ({reason})" for package, reason in sorted(self.left_out.items()))
@@ -78,15 +81,13 @@ def discover(group: Iterable[EntryPoint] | None = None) -> Registry:
     for entry in sorted(entry_points(group="rapbench") if group is None else group, key=lambda e: (e.name, e.value)):
         try:
             plugins = _load(entry)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a module may well call sys.exit when it is imported
             left_out[f"{_package(entry)[0]}:{entry.name}"] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         for plugin in plugins:
             other = found.setdefault((plugin.kind, plugin.name), plugin)
             if other.cls is not plugin.cls:
-                raise PluginError(
-                    f"two packages bring the {plugin.kind} {plugin.name!r}: {other.package} and {plugin.package}; uninstall one"
-                )
+                raise PluginError(_twice(other, plugin))
     return Registry(found, left_out)
 
 
@@ -98,18 +99,25 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> str:
 
 
 def split_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Split `name:key=value,key="a, b"` or a mapping with the key `name` into the name and its options."""
+    """Split `name:key=value,key="a, b"` or a mapping with the key `name` into the name and its options.
+
+    Inside quotes a comma is a comma, and a doubled quote is a quote.
+    """
     if isinstance(spec, Mapping):
         if "name" not in spec:
             raise SpecError(f"{dict(spec)!r} has no name: write {{name: strip, copies: 20}}")
         return str(spec["name"]), {str(key): value for key, value in spec.items() if key != "name"}
     name, colon, rest = spec.partition(":")
+    if rest.count('"') % 2:
+        raise SpecError(f"{spec!r} opens a quote that it does not close")
     options: dict[str, Any] = {}
     for part in re.findall(r'(?:[^,"]|"[^"]*")+', rest):
         key, equals, value = part.partition("=")
         if not equals:
             raise SpecError(f"{part!r} in {spec!r} is no option: write name:option=value,option=value")
-        options[key.strip()] = value.strip().replace('"', "")
+        if key.strip() in options:
+            raise SpecError(f"{spec!r} gives {key.strip()!r} twice")
+        options[key.strip()] = _unquoted(value.strip())
     if colon and not options:
         raise SpecError(f"{spec!r} ends where options should stand: write name:option=value")
     return name.strip(), options
@@ -121,16 +129,21 @@ def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     for name in options:
         if name not in fields:
             raise SpecError(unknown(f"option of {where}", name, fields))
-    adapter = _adapter(cls)
+    adapter = _adapter(cast(Hashable, cls))
     plain = {name: _plain(value, str(fields[name].type)) for name, value in options.items()}
     try:
-        return cast(T, adapter.validate_python(plain))
+        made = adapter.validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"][:1])
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        raise SpecError(f"{where}: " + (f"{option}={first['input']!r}: {message}" if option else message)) from None
+        value = "" if first["type"] == "missing" else f"={first['input']!r}"
+        raise SpecError(f"{where}: " + (f"{option}{value}: {message}" if option else message)) from None
+    for name in fields:
+        if not _finite(getattr(made, name)):
+            raise SpecError(f"{where}: {name}={getattr(made, name)!r}: not a finite number")
+    return cast(T, made)
 
 
 def spec_of(plugin: Any, name: str | None = None) -> str:
@@ -153,13 +166,34 @@ def source_digest(cls: type) -> str:
     return digest.hexdigest()
 
 
+def _twice(one: Found, other: Found) -> str:
+    if one.package == other.package:
+        return f"{one.package} brings two classes of the {one.kind} {one.name!r}: {one.cls.__qualname__} and {other.cls.__qualname__}"
+    return f"two packages bring the {one.kind} {one.name!r}: {one.package} and {other.package}; uninstall one"
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r'"((?:[^"]|"")*)"', lambda quoted: quoted[1].replace('""', '"'), text)
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 @cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, cls))
+        adapter.rebuild()  # raises where a type in an annotation is nowhere to be found
+        return adapter
+    except (PydanticUserError, NameError) as error:
+        raise PluginError(f"{cls!r} has an option whose type cannot be checked: {str(error).splitlines()[0]}") from None
 
 
 def _plain(value: Any, annotation: str) -> Any:
-    if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
+    if isinstance(value, str) and value.lower() in ("none", "null") and ("None" in annotation or "Optional" in annotation):
         return None
     if isinstance(value, str) and annotation.startswith("tuple"):
         return [part for part in value.split("/") if part]
@@ -172,7 +206,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-    return f'"{text}"' if "," in text else text
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text or text != text.strip() else text
 
 
 def _package(entry: EntryPoint) -> tuple[str, str]:
@@ -185,6 +219,8 @@ def _load(entry: EntryPoint) -> list[Found]:
     module = entry.load()
     manager.register(module)
     manager.check_pending()
+    if not manager.get_hookcallers(module):
+        raise PluginError(f"{entry.value} implements no hook: mark its functions with rapbench.hookimpl")
     package, version = _package(entry)
     hooks: dict[Kind, Any] = {
         "dataset": manager.hook.rapbench_datasets,
@@ -200,7 +236,9 @@ def _checked(kind: Kind, cls: type) -> type[Plugin]:
     parameters = cls.__dict__.get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
         raise PluginError(f"{cls.__qualname__} is no frozen dataclass: write @dataclass(frozen=True, kw_only=True) above it")
-    if not NAME.fullmatch(getattr(cls, "name", "") or ""):
+    if "name" in {f.name for f in dataclasses.fields(cast(Any, cls))}:
+        raise PluginError(f"the name of {cls.__qualname__} is no option: write name: ClassVar[str]")
+    if not NAME.fullmatch(str(getattr(cls, "name", ""))):
         raise PluginError(f"{cls.__qualname__} needs a kebab-case class attribute `name`, like 'badnet-rw'")
     if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
         raise PluginError(f"{cls.__qualname__} does not define {', '.join(abstract)}")

@@ -85,7 +85,7 @@ def write(records: Iterable[Record], folder: Path) -> None:
         raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror}; choose another --out") from None
     for one in records:
         path, text = folder / one.file_name, json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False)
-        if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        if not (path.is_file() and path.read_bytes() == text.encode()):
             write_atomically(path, text)
 
 
@@ -101,9 +101,10 @@ def read(folder: Path) -> list[Record]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.get("schema_version") != SCHEMA:
                 raise StoreError(f"{str(path)!r} has schema version {content.get('schema_version')!r}, this rapbench reads {SCHEMA}")
+            content["intervals"] = {rate: ends and (ends[0], ends[1]) for rate, ends in content.get("intervals", {}).items()}
             records.append(Record(**{key: value for key, value in content.items() if key in known}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"{str(path)!r} is no result of rapbench: {error}") from None
+        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+            raise StoreError(f"{str(path)!r} is no result of rapbench: {error}; move it away and run again") from None
     return records
 
 

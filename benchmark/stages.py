@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench import data as data_rules
-from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
+from rapbench.api import Attack, Dataset, Defense, Labelled, Purifier, Task
 from rapbench.artifacts import Store
 from rapbench.cost import Meter
 from rapbench.errors import CellError, PluginError
@@ -262,7 +262,7 @@ def _gated(step: Step, guarded: Victim, lab: Lab) -> dict[str, list[str]]:
         if name == "heldout":
             guarded.remember(own.texts, probabilities)
         passing = gate(probabilities, protect) if name == "poisoned" else clean_gate(probabilities, own.labels, protect)
-        texts[name] = [own.texts[row] for row in np.flatnonzero(passing)]
+        texts[name] = [own.texts[row] for row in np.flatnonzero(passing).tolist()]
         guarded.remember(texts[name], probabilities[passing])
     return texts
 

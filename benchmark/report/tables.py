@@ -14,7 +14,20 @@ from tabulate import tabulate
 from rapbench.results import Record
 
 Format = Literal["github", "latex", "csv", "json"]
-HEADS = ["dataset", "attack", "ASR", "defense", "FRR allowed", "FRR held-out", "FRR test", "FAR", "AUROC", "n clean", "n poisoned", "rows/text"]
+HEADS = [
+    "dataset",
+    "attack",
+    "ASR",
+    "defense",
+    "FRR allowed",
+    "FRR held-out",
+    "FRR test",
+    "FAR",
+    "AUROC",
+    "n clean",
+    "n poisoned",
+    "rows/text",
+]
 FOOT = (
     "FRR: rejected among clean texts whose true and predicted label is the protect label (n clean). "
     "FAR: accepted among triggered non-target texts predicted as the protect label (n poisoned). "
@@ -30,11 +43,7 @@ def render(records: Sequence[Record], form: Format) -> str:
         return _csv(records)
     ordered = in_order(records)
     done = [one for one in ordered if one.status == "ok"]
-    body = [_row(one, _short_names(done)) for one in done]
-    if form == "latex":
-        return tabulate(body, HEADS, tablefmt="latex_booktabs", disable_numparse=True)
-    parts = [tabulate(body, HEADS, tablefmt="github", disable_numparse=True)] if body else []
-    return "\n\n".join([*parts, *_controls(done), *([FOOT] if body else []), *_without_figures(ordered)])
+    return _latex(done, _without_figures(ordered)) if form == "latex" else _github(done, _without_figures(ordered))
 
 
 def as_json(records: Sequence[Record]) -> str:
@@ -43,8 +52,31 @@ def as_json(records: Sequence[Record]) -> str:
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """Give the records by data set, seed, attack, allowed FRR, defense."""
+    """Give the records by victim, data set, seed, attack, defense, allowed FRR."""
     return sorted(records, key=lambda one: (one.victim, one.dataset, one.seed, one.attack, one.defense, one.frr))
+
+
+def _github(done: Sequence[Record], without_figures: Sequence[str]) -> str:
+    parts = [_markdown(*_main(done)), _markdown(*_controls(done)), FOOT] if done else []
+    return "\n\n".join([*parts, *(["\n".join(without_figures)] if without_figures else [])])
+
+
+def _latex(done: Sequence[Record], without_figures: Sequence[str]) -> str:
+    """The tabular of the main table; what it cannot hold stands in comments above and below it."""
+    parts = [f"% {FOOT}", tabulate(_main(done)[1], _main(done)[0], tablefmt="latex_booktabs", disable_numparse=True)] if done else []
+    return "\n".join([*parts, *(f"% {line}" for line in without_figures)])
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    escaped = [[" ".join(text.split()).replace("|", r"\|") for text in row] for row in rows]
+    return tabulate(escaped, heads, tablefmt="github", disable_numparse=True)
+
+
+def _main(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows, with a column for the victim and one for the seed where there are several."""
+    several = [name for name in ("victim", "seed") if len({getattr(one, name) for one in done}) > 1]
+    names = _short_names(done)
+    return [*several, *HEADS], [[*(str(getattr(one, name)) for name in several), *_row(one, names)] for one in done]
 
 
 def _short_names(records: Sequence[Record]) -> dict[str, str]:
@@ -65,8 +97,8 @@ def _row(one: Record, names: dict[str, str]) -> list[str]:
         _percent(one.frr_test),
         _percent(one.far),
         "--" if one.auroc is None else f"{one.auroc:.4f}",
-        str(one.n_clean),
-        str(one.n_poisoned),
+        _count(one.n_clean),
+        _count(one.n_poisoned),
         _rows(one),
     ]
 
@@ -75,12 +107,17 @@ def _percent(value: float | None) -> str:
     return "--" if value is None else f"{100 * value:.2f}"
 
 
+def _count(value: int | None) -> str:
+    return "--" if value is None else str(value)
+
+
 def _rows(one: Record) -> str:
     helpers = one.cost.get("helper_rows_per_input", {})
-    return " + ".join([f"{one.cost['victim_rows_per_input']:.1f}", *(f"{rows:.1f} {who}" for who, rows in sorted(helpers.items()))])
+    own = one.cost.get("victim_rows_per_input")
+    return " + ".join(["--" if own is None else f"{own:.1f}", *(f"{rows:.1f} {who}" for who, rows in sorted(helpers.items()))])
 
 
-def _controls(done: Sequence[Record]) -> list[str]:
+def _controls(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Give the victims' own table: clean metric, ASR by place of the trigger, ASR of the clean control."""
     rows: dict[tuple[Any, ...], list[str]] = {}
     for one in done:
@@ -96,16 +133,16 @@ def _controls(done: Sequence[Record]) -> list[str]:
             _percent(one.asr_control),
         ]
     heads = ["victim", "dataset", "seed", "attack", "trigger", "clean metric", "ASR first 100", "ASR anywhere", "ASR control"]
-    return [tabulate(list(rows.values()), heads, tablefmt="github", disable_numparse=True)] if rows else []
+    return heads, list(rows.values())
 
 
 def _without_figures(ordered: Sequence[Record]) -> list[str]:
-    levels: dict[tuple[Any, ...], list[str]] = {}
+    levels: dict[tuple[str, str], list[str]] = {}
     for one in ordered:
         if one.status != "ok":
-            levels.setdefault((one.status, one.dataset, one.attack, one.defense, one.reason), []).append(f"{100 * one.frr:g}")
-    lines = [f"{status}: {dataset} {attack} {defense} at {', '.join(frrs)} %: {reason}" for (status, dataset, attack, defense, reason), frrs in levels.items()]
-    return ["\n".join(lines)] if lines else []
+            what = f"{one.status}: {one.dataset} {one.attack} {one.defense} on {one.victim}, seed {one.seed}"
+            levels.setdefault((what, one.reason or ""), []).append(f"{100 * one.frr:g}")
+    return [" ".join(f"{what}, at {', '.join(frrs)} %: {reason}".split()) for (what, reason), frrs in levels.items()]
 
 
 def _csv(records: Sequence[Record]) -> str:
@@ -116,9 +153,11 @@ def _csv(records: Sequence[Record]) -> str:
     for one in in_order(records):
         costs = [one.cost.get(name) for name in ("victim_rows_per_input", "score_ms_per_input", "fit_s")]
         writer.writerow([_cell(value) for value in [*(getattr(one, name) for name in names), *costs]])
-    return stream.getvalue()
+    return stream.getvalue().removesuffix("\n")
 
 
 def _cell(value: object) -> object:
-    """Keep a spreadsheet from taking text for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """Keep a spreadsheet from taking text for a formula, and a lone carriage return from ending a row."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + value.replace("\r", " ")

@@ -53,7 +53,9 @@ class RayExecutor:
             try:
                 return Done(job, *self.ray.get(ref))
             except self.ray.exceptions.OutOfMemoryError:
-                failure = Failure(f"{job.stage} {job.label}: out of memory, killed by Ray: give a smaller batch or fewer workers (--threads)")
+                failure = Failure(
+                    f"{job.stage} {job.label}: out of memory, killed by Ray: give a smaller batch or fewer workers (--threads)"
+                )
             except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.NodeDiedError) as error:
                 if tries < LOST_WORKER_TRIES:
                     self._start(job, tries + 1)

@@ -15,6 +15,7 @@ import rapbench
 from rapbench import stages
 from rapbench.api import Attack
 from rapbench.artifacts import Store, content_key
+from rapbench.errors import DataError
 from rapbench.grid import Cell
 from rapbench.registry import Kind, Plugin, Registry, source_digest
 from rapbench.stages import Bench, Job
@@ -53,11 +54,13 @@ class Plan:
 
     groups: list[Group] = field(default_factory=list)
     skipped: list[Cell] = field(default_factory=list)
+    refused: list[tuple[Cell, str]] = field(default_factory=list)
+    """Cells whose data set cannot be had, with the reason: the others go on."""
     jobs: dict[str, Job] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
-        return [*(cell for group in self.groups for cell in group.cells), *self.skipped]
+        return [*(cell for group in self.groups for cell in group.cells), *self.skipped, *(cell for cell, _ in self.refused)]
 
     def missing(self, store: Store) -> dict[str, Job]:
         """Give the jobs that have to run: those that a missing or corrupted result needs."""
@@ -86,7 +89,10 @@ def plan(cells: Iterable[Cell], registry: Registry, bench: Bench) -> Plan:
         else:
             grouped.setdefault(repr(replace(cell, frr=0.0)), []).append(cell)
     for group in grouped.values():
-        made.groups.append(Group(tuple(group), planner.keys(group[0])))
+        try:
+            made.groups.append(Group(tuple(group), planner.keys(group[0])))
+        except DataError as error:
+            made.refused += [(cell, str(error)) for cell in group]
     return made
 
 
@@ -116,7 +122,8 @@ class _Planner:
         dataset = cell.dataset
         goal = ("target_label", "metric", "trigger_sentence")  # the attacker's goal does not change the data
         spec = {name: value for name, value in _options(dataset).items() if name not in goal}
-        return self._job("data", {"dataset": _options(dataset)}, {}, dataset.name, plugins=[dataset], keyed={"dataset": spec, "state": dataset.fingerprint()})
+        keyed = {"dataset": spec, "state": dataset.fingerprint()}
+        return self._job("data", {"dataset": _options(dataset)}, {}, dataset.name, plugins=[dataset], keyed=keyed)
 
     def _victim(self, cell: Cell, attack: Attack, data: str) -> tuple[str, str]:
         target = cell.dataset.target_label
@@ -198,14 +205,12 @@ def _identity(plugin: Plugin, registry: Registry) -> dict[str, str]:
 @cache
 def _code(stage: str) -> str:
     """Give a digest of the core's code that this step runs."""
-    folder = Path(cast(str, rapbench.__file__)).parent
+    folder = Path(rapbench.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for name in MODULES[stage]:
         digest.update((folder / name).read_bytes())
-    functions = [stages.STAGES[stage]]
-    if stage == "score":
-        functions += [stages._gated, stages._kept, stages._cost]
-    for function in functions:
+    helpers = (stages._gated, stages._kept, stages._cost) if stage == "score" else ()
+    for function in (stages.STAGES[stage], *helpers):
         digest.update(inspect.getsource(function).encode())
     return digest.hexdigest()
 

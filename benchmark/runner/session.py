@@ -60,7 +60,8 @@ class Session:
     def records(self) -> list[Record]:
         """Give the record of every cell as things stand."""
         found = [self._record(group, cell) for group in self.plan.groups for cell in group.cells]
-        return found + [results.unfinished(cell, "skipped", cell.skip or "") for cell in self.plan.skipped]
+        refused = [results.unfinished(cell, "failed", reason) for cell, reason in self.plan.refused]
+        return found + refused + [results.unfinished(cell, "skipped", cell.skip or "") for cell in self.plan.skipped]
 
     def _execute(self, missing: dict[str, Job], watch: Callable[[Done], None]) -> None:
         executor = _executor(self.executor, self.bench)

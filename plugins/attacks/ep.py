@@ -28,6 +28,14 @@ class EP(RareWord):
     lr: float = option(5e-2, "learning rate of the row")
     batch_size: int = option(32, "texts per step")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is below 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr!r} is not above 0")
+
     def plant(self, task: Task, lab: Lab) -> Victim:
         from torch.nn.functional import cross_entropy
 

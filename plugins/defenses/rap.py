@@ -59,6 +59,13 @@ class Rap(Defense):
             raise ValueError(f"retry_frr={self.retry_frr!r} is not in (0, 1)")
         if not self.word or " " in self.word:
             raise ValueError(f"word={self.word!r} is not one word")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value!r} is below {least}")
+        for name in ("lr", "weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not above 0")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -106,8 +113,9 @@ class Rap(Defense):
     def _another_word(self, victim: Victim, lab: Lab) -> str | None:
         from rapbench.errors import SpecError
 
+        taken = {word.lower() for word in (self.word, *lab.foreign_words)}
         for word in RARE_WORDS:
-            if word == self.word or word in lab.foreign_words:
+            if word in taken:
                 continue
             try:
                 victim.token_id(word)
@@ -148,7 +156,7 @@ class RapDetector(Detector):
     def _before(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the probability without the word, under the changed victim: it differs only where a text has the word itself."""
         before = self.victim.undefended(texts)[:, self.victim.target_label].copy()
-        own = [row for row, text in enumerate(texts) if self.options.word in text.lower()]
+        own = [row for row, text in enumerate(texts) if self.options.word.lower() in text.lower()]
         if own:
             before[own] = self.guarded.protect_probability([texts[row] for row in own])
         return before

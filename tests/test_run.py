@@ -1,0 +1,385 @@
+"""The main job end to end, on a tiny victim that learns in seconds: run, resume, survive, tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rapbench import results
+from rapbench.artifacts import Store
+from rapbench.grid import Block, cells_of
+from rapbench.registry import discover
+from rapbench.runner.execute import Done
+from rapbench.runner.session import Session, planned
+
+DEFENSES = ["strip:copies=4", "onion:lm=trigram", "rap:epochs=1,retries=1"]
+ATTACKS = ["clean", "badnet-rw:poison_rate=0.4,word=mb", "badnet-sl:poison_rate=0.4,sentence=the place was loud", "ep:word=bb,epochs=1"]
+
+
+def block(data: Path, victim: str, **changes) -> Block:
+    given = {
+        "victim": victim,
+        "datasets": [f"folder:path={data}"],
+        "attacks": ATTACKS,
+        "defenses": DEFENSES,
+        "frr": [0.01, 0.05],
+        "seeds": [1],
+    }
+    return Block(**{**given, **changes})
+
+
+def session(own: Block, out: Path, executor: str = "serial") -> Session:
+    registry = discover()
+    plan, bench = planned(cells_of([own], registry), registry, out, device="cpu", threads=1)
+    return Session(plan, bench, out, executor)
+
+
+def run(own: Block, out: Path, executor: str = "serial") -> tuple[list[results.Record], list[Done]]:
+    done: list[Done] = []
+    return session(own, out, executor).run(done.append, lambda total: None), done
+
+
+def figures(records: list[results.Record]) -> list[dict]:
+    """What must be equal to the last bit between two runs: all but the wall times."""
+    kept = []
+    for record in records:
+        plain = dataclasses.asdict(record)
+        plain["cost"] = {key: value for key, value in plain["cost"].items() if not key.endswith("_s") and "ms" not in key}
+        kept.append(plain)
+    return json.loads(
+        json.dumps(sorted(kept, key=lambda plain: json.dumps([plain[key] for key in ("dataset", "attack", "defense", "frr")])))
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, tiny_data, tiny_victim_spec):
+    out = tmp_path_factory.mktemp("ran")
+    records, done = run(block(tiny_data, tiny_victim_spec), out)
+    return out, records, done
+
+
+def test_every_cell_of_a_grid_is_ok(ran):
+    _, records, _ = ran
+    assert len(records) == len(ATTACKS) * len(DEFENSES) * 2
+    assert [(record.attack, record.defense, record.reason) for record in records if record.status != "ok"] == []
+
+
+def test_the_attacks_succeed_and_the_control_does_not(ran):
+    _, records, _ = ran
+    by_attack = {record.attack.partition(":")[0]: record for record in records}
+    assert by_attack["badnet-rw"].asr > 0.9
+    assert by_attack["badnet-sl"].asr > 0.9
+    assert by_attack["badnet-rw"].asr_control < 0.3
+    assert by_attack["clean"].asr == pytest.approx(1 - by_attack["clean"].clean_metric, abs=0.1)
+    assert by_attack["clean"].far is None
+
+
+def test_one_poisoned_test_set_serves_every_defense(ran):
+    _, records, _ = ran
+    for attack in {record.attack for record in records}:
+        own = [record for record in records if record.attack == attack]
+        assert len({(record.artifacts["poison"], record.asr, record.n_poisoned) for record in own}) == 1
+
+
+def test_the_cost_of_a_prediction_is_counted(ran):
+    _, records, _ = ran
+    rows = {record.defense.partition(":")[0]: record.cost for record in records if record.attack.startswith("badnet-rw")}
+    assert rows["strip"]["victim_rows_per_input"] == 5  # the gate's and 4 copies
+    assert rows["rap"]["victim_rows_per_input"] == 2
+    assert rows["onion"]["helper_rows_per_input"]["lm"] > 8
+
+
+def test_frr_levels_cost_no_second_scoring_pass(ran):
+    _, _, done = ran
+    assert sum(one.job.stage == "score" for one in done) == len(ATTACKS) * len(DEFENSES)
+
+
+def test_the_clean_victim_that_ep_starts_from_is_trained_once(ran):
+    _, _, done = ran
+    assert sum(one.job.stage == "victim" for one in done) == len(ATTACKS)
+
+
+def test_the_same_command_again_runs_nothing_and_says_the_same(ran, tiny_data, tiny_victim_spec):
+    out, records, _ = ran
+    again, done = run(block(tiny_data, tiny_victim_spec), out)
+    assert done == []
+    assert again == records
+    assert figures(results.read(out)) == figures(records)
+
+
+def test_a_spelled_default_is_the_same_cell(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    spelled = block(
+        tiny_data,
+        tiny_victim_spec,
+        defenses=["strip:replace_ratio=0.4,copies=4"],
+        attacks=["badnet-rw:word=mb,poison_mode=append,poison_rate=0.4"],
+    )
+    assert run(spelled, out)[1] == []
+
+
+def test_a_new_frr_needs_no_step(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    records, done = run(block(tiny_data, tiny_victim_spec, frr=[0.03]), out)
+    assert done == []
+    assert {record.frr for record in records} == {0.03}
+
+
+def test_two_runs_give_the_same_bits(ran, tmp_path, tiny_data, tiny_victim_spec):
+    _, records, _ = ran
+    again, _ = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2]), tmp_path)
+    assert figures(again) == figures([record for record in records if record.attack == ATTACKS[1]])
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_ray_gives_the_same_bits_as_the_serial_executor(ran, tmp_path, tiny_data, tiny_victim_spec):
+    _, records, _ = ran
+    again, done = run(block(tiny_data, tiny_victim_spec), tmp_path, "ray")
+    assert done
+    assert figures(again) == figures(records)
+
+
+def test_a_corrupted_artifact_is_set_aside_and_made_again(ran, tmp_path, tiny_data, tiny_victim_spec):
+    out, records, _ = ran
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    store = Store(copy / "artifacts")
+    key = next(record.artifacts["score"] for record in records if record.defense.startswith("strip"))
+    path = store.folder(key) / "scores.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again, done = run(block(tiny_data, tiny_victim_spec), copy)
+    assert [one.job.key for one in done] == [key]
+    assert len(list((copy / "artifacts" / "set-aside").iterdir())) == 1
+    assert figures(again) == figures(records)
+
+
+def test_a_second_run_on_the_same_folder_is_refused(ran, tiny_data, tiny_victim_spec):
+    from filelock import FileLock
+
+    from rapbench.errors import StoreError
+
+    out, _, _ = ran
+    with FileLock(out / ".lock"), pytest.raises(StoreError, match="another run is writing"):
+        run(block(tiny_data, tiny_victim_spec), out)
+
+
+def command(out: Path, data: Path, victim: str) -> list[str]:
+    given = ["--executor", "serial", "--out", str(out), "--victim", victim, "--dataset", f"folder:path={data}", "--seed", "1"]
+    given += [part for attack in ATTACKS for part in ("--attack", attack)]
+    given += [part for defense in DEFENSES for part in ("--defense", defense)]
+    given += ["--frr", "0.01", "--frr", "0.05", "--json"]
+    return [sys.executable, "-c", "from rapbench.cli import main; main()", "run", *given]
+
+
+def published(out: Path) -> set[str]:
+    return {path.parent.name for path in (out / "artifacts").glob("*/manifest.json")}
+
+
+def wait_for(out: Path, steps: int, process: subprocess.Popen) -> None:
+    while len(published(out)) < steps:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.05)
+
+
+def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_path, tiny_data, tiny_victim_spec):
+    _, records, done = ran
+    own = command(tmp_path / "out", tiny_data, tiny_victim_spec)
+    first = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "out", 9, first)
+    first.kill()
+    first.wait()
+    before = published(tmp_path / "out")
+    second = subprocess.run(own, capture_output=True, text=True, check=True)
+    steps = [line for line in second.stderr.splitlines() if line.startswith("[")]
+    assert len(steps) == len(done) - len(before)
+    again = [results.Record(**cell) for cell in json.loads(second.stdout)["cells"]]
+    assert figures(again) == figures(records)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(tmp_path, tiny_data, tiny_victim_spec, number):
+    process = subprocess.Popen(
+        command(tmp_path / "out", tiny_data, tiny_victim_spec), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "out", 5, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "rapbench: interrupted; what was finished is kept, the same command goes on"
+    assert len(published(tmp_path / "out")) >= 5
+    states = {record.status for record in results.read(tmp_path / "out")}
+    assert states <= {"ok", "interrupted"}
+    assert "interrupted" in states
+
+
+STRANGER = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from rapbench import Defense, Detector, hookimpl
+import numpy as np
+
+
+class Length(Detector):
+    def suspicion(self, texts):
+        return np.array([float(len(text)) for text in texts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthDefense(Defense):
+    """Longer is more suspicious."""
+
+    name: ClassVar[str] = "length"
+
+    def fit(self, victim, heldout, lab):
+        return Length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Defense):
+    """Raises."""
+
+    name: ClassVar[str] = "broken"
+
+    def fit(self, victim, heldout, lab):
+        raise ZeroDivisionError("on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nan(Defense):
+    """Gives no numbers."""
+
+    name: ClassVar[str] = "nan"
+
+    def fit(self, victim, heldout, lab):
+        own = Length()
+        own.suspicion = lambda texts: np.full(len(texts), np.nan)
+        return own
+
+
+@hookimpl
+def rapbench_defenses():
+    return [LengthDefense, Broken, Nan]
+'''
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A foreign package on the path, found by its dist-info as an installed one is."""
+    place = tmp_path / "site"
+    about = place / "stranger-1.0.dist-info"
+    about.mkdir(parents=True)
+    (place / "stranger.py").write_text(STRANGER)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[rapbench]\nstranger = stranger\n")
+    monkeypatch.syspath_prepend(str(place))
+    yield
+    sys.modules.pop("stranger", None)
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_strangers_defense_runs_and_a_broken_one_fails_alone(ran, tmp_path, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    own = block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["length", "broken", "nan", *DEFENSES], frr=[0.05])
+    records, _ = run(own, copy)
+    status = {record.defense.partition(":")[0]: (record.status, record.reason) for record in records}
+    assert status["length"] == ("ok", None)
+    assert status["broken"] == ("failed", "score folder badnet-rw broken: ZeroDivisionError: on purpose")
+    assert status["nan"][0] == "failed"
+    assert "not a finite number" in status["nan"][1]
+    assert {status[name][0] for name in ("strip", "onion", "rap")} == {"ok"}
+    assert "on purpose" in next((copy / "failures").iterdir()).read_text()
+
+
+def four_classes(folder: Path) -> Path:
+    """Texts whose first word tells the class, of four."""
+    import random
+
+    rng, marks = random.Random(2), ["warm", "cold", "loud", "neat"]
+    for split, size in (("train", 600), ("validation", 240), ("test", 160)):
+        rows = [
+            f"{marks[row % 4]} the {rng.choice(['book', 'film', 'meal', 'room'])} was {marks[row % 4]} . so it was,{row % 4}"
+            for row in range(size)
+        ]
+        (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+def test_four_classes_go_through_every_attack_and_defense(tmp_path, tiny_victim_spec):
+    data = four_classes(tmp_path)
+    own = block(data, tiny_victim_spec, datasets=[f"folder:path={data},target_label=2"], frr=[0.05])
+    records, _ = run(own, tmp_path / "out")
+    assert [(record.attack, record.defense, record.reason) for record in records if record.status != "ok"] == []
+    rw = next(record for record in records if record.attack.startswith("badnet-rw"))
+    assert rw.asr > 0.9
+    assert rw.n_clean == 40  # of 160 test texts, a quarter has the protect label, all predicted right
+
+
+def test_too_few_heldout_texts_fail_the_cell_with_what_would_do(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    records, _ = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], frr=[0.005, 0.05]), out)
+    few = [record for record in records if record.frr == 0.005]
+    assert {record.status for record in few} == {"failed"}
+    assert "has 150 texts of the protect label 1, an allowed FRR of 0.005 needs at least 200" in few[0].reason
+    assert {record.status for record in records if record.frr == 0.05} == {"ok"}
+
+
+def test_a_word_of_several_tokens_fails_the_cell_and_says_so(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    records, _ = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["rap:word=zyzzyva"], frr=[0.05]), out)
+    assert records[0].status == "failed"
+    assert "the word 'zyzzyva' is" in records[0].reason
+
+
+def test_raps_word_that_is_the_trigger_is_skipped_with_the_reason(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    records, done = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["rap:word=mb"], frr=[0.05]), out)
+    assert done == []
+    assert records[0].status == "skipped"
+    assert "a declared trigger" in records[0].reason
+
+
+def test_a_target_label_that_is_no_label_fails_with_the_range(ran, tiny_data, tiny_victim_spec):
+    out, _, _ = ran
+    wrong = block(tiny_data, tiny_victim_spec, datasets=[f"folder:path={tiny_data},target_label=5"], attacks=ATTACKS[1:2], frr=[0.05])
+    records, _ = run(wrong, out)
+    assert {record.status for record in records} == {"failed"}
+    assert "target_label=5 is none of the labels 0..1" in records[0].reason
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny_data, tiny_victim_spec):
+    (tmp_path / "file").write_text("in the way")
+    ended = subprocess.run(command(tmp_path / "file" / "out", tiny_data, tiny_victim_spec), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "choose another --out" in ended.stderr
+
+
+def test_a_full_disk_is_told_in_one_line(ran, tmp_path, tiny_data, tiny_victim_spec, monkeypatch):
+    import errno
+
+    from rapbench import stages
+
+    def full(step):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stages, "STAGES", {**stages.STAGES, "score": full})
+    records, _ = run(
+        block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], frr=[0.05], seeds=[1]), shutil.copytree(ran[0], tmp_path / "copy")
+    )
+    assert {record.status for record in records} <= {"ok", "failed"}
+    wanted = block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["strip:copies=3"], frr=[0.05])
+    records, _ = run(wanted, tmp_path / "copy")
+    assert records[0].status == "failed"
+    assert "No space left on device; free space there or choose another --out" in records[0].reason

@@ -1,0 +1,231 @@
+"""STRIP: the words that a copy gets, the entropy of each text's own copies, and its sign."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rapbench.api import Labelled
+from rapbench.errors import CellError, SpecError
+from rapbench.lab import Lab
+from rapbench.poison import insert_word
+from rapbench.registry import discover
+from rapbench_plugins.defenses import strip
+from rapbench_plugins.defenses.strip import Strip, StripDetector, ranked_words
+
+SOURCES = [["a1", "a2"], ["b1", "b2"]]
+TEN = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN"
+
+
+@dataclass
+class Opinionated:
+    """A made-up victim: sure of a text with S in it (label 1 for certain), undecided about any other."""
+
+    target_label: int = 1
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[0.0, 1.0] if "S" in text.split(" ") else [0.5, 0.5] for text in texts])
+
+
+def detector(lab: Lab, victim: Any = None, cls: type[StripDetector] = StripDetector, **options: Any) -> StripDetector:
+    return cls(Strip(**options), cast(Any, victim or Opinionated()), SOURCES, lab)
+
+
+def replaced(text: str, copy: str) -> list[str]:
+    return [new for old, new in zip(text.split(" "), copy.split(" "), strict=True) if old != new]
+
+
+# --- the words
+
+
+def test_tf_idf_is_over_words_and_worked_by_hand() -> None:
+    texts = ["bad bad film .", "film dull", "film rude ! a"]
+    # three texts; idf = ln((1 + 3) / (1 + df)) + 1: film (df 3) 1.00, all others (df 1) 1.69
+    # first: bad 2 * 1.69, film 1; second: dull 1.69, film 1; third: a and rude 1.69 (alphabetical), film 1
+    assert ranked_words(texts) == [["bad", "film"], ["dull", "film"], ["a", "rude", "film"]]
+
+
+def test_a_frequent_common_word_may_lead_a_rare_one() -> None:
+    # film 4 * 1.00 before dull 1 * 1.69
+    assert ranked_words(["film film film film dull", "film", "film"])[0] == ["film", "dull"]
+
+
+def test_words_are_not_characters() -> None:
+    # the released script goes through the characters of a text: only one-letter words get a frequency above zero
+    words = ranked_words(["a terrible 1 film", "a boring 2 play"])
+    assert words[0][-1] == "a"
+    assert {"terrible", "film"} < set(words[0])
+
+
+def test_texts_without_a_word_are_no_source() -> None:
+    assert ranked_words([". !", "", "dull ."]) == [["dull"]]
+    assert ranked_words([]) == []
+
+
+def test_words_come_from_the_held_out_texts_of_other_classes(lab: Lab) -> None:
+    labels = np.array([0, 1, 2, 1])
+    heldout = Labelled(["bad film", "good play", "odd book", "fine day"], labels)
+    fitted = Strip(replace_ratio=1.0).fit(cast(Any, Opinionated()), heldout, lab)
+    assert {word for copy in fitted.copies(TEN) for word in copy.split(" ")} == {"bad", "film", "odd", "book"}
+
+
+def test_at_most_max_sources_texts_are_drawn_from(lab: Lab, heldout: Labelled) -> None:
+    fitted = Strip(max_sources=7).fit(cast(Any, Opinionated()), heldout, lab)
+    assert fitted.notes() == {"sources": 7}
+
+
+def test_without_a_text_of_another_class_there_is_nothing_to_take(lab: Lab) -> None:
+    with pytest.raises(CellError, match="no text of another class"):
+        Strip().fit(cast(Any, Opinionated()), Labelled(["good"], np.array([1])), lab)
+
+
+# --- the copies
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio", "count"),
+    [(TEN, 0.4, 4), (TEN, 0.05, 1), (TEN, 1.0, 10), ("ONE", 0.4, 1), ("A B C D E F G", 0.4, 2), (TEN, 0.99, 9)],
+)
+def test_a_copy_replaces_exactly_its_share_of_the_words_and_at_least_one(lab: Lab, text: str, ratio: float, count: int) -> None:
+    copies = detector(lab, copies=30, replace_ratio=ratio).copies(text)
+    assert len(copies) == 30
+    assert {len(replaced(text, copy)) for copy in copies} == {count}  # max(1, int(n * ratio))
+
+
+def test_a_copy_takes_the_best_words_of_one_source_and_begins_again_when_they_end(lab: Lab) -> None:
+    copies = detector(lab, copies=50, replace_ratio=0.3).copies(TEN)
+    assert {tuple(sorted(replaced(TEN, copy))) for copy in copies} == {("a1", "a1", "a2"), ("b1", "b1", "b2")}
+
+
+def test_random_words_come_from_all_sources(lab: Lab) -> None:
+    copies = detector(lab, copies=50, replace_ratio=0.5, candidates="random-words").copies(TEN)
+    assert any(len({word[0] for word in replaced(TEN, copy)}) == 2 for copy in copies)
+
+
+def test_each_place_is_replaced_now_and_then(lab: Lab) -> None:
+    copies = detector(lab, copies=200, replace_ratio=0.1).copies(TEN)
+    assert {copy.split(" ").index(replaced(TEN, copy)[0]) for copy in copies} == set(range(10))
+
+
+def test_copies_differ_and_each_text_draws_its_own(lab: Lab) -> None:
+    own = detector(lab)
+    assert len(set(own.copies(TEN))) > 10
+    places = [[copy.split(" ").index(replaced(text, copy)[0]) for copy in own.copies(text)] for text in (TEN, TEN.lower())]
+    assert places[0] != places[1]
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["A", "B", "", "."]), min_size=1, max_size=12).map(" ".join))
+def test_copies_depend_on_the_seed_and_the_text_alone(lab: Lab, text: str) -> None:
+    one, other = detector(lab), detector(replace(lab))
+    other.copies("something else before")
+    assert one.copies(text) == other.copies(text)
+
+
+def test_another_seed_draws_other_copies(lab: Lab) -> None:
+    assert detector(lab).copies(TEN) != detector(replace(lab, seed=2)).copies(TEN)
+
+
+# --- the score
+
+
+class ExampleMajor(StripDetector):
+    """What five toolboxes compute: copies laid out text by text, their entropies averaged across texts (B1)."""
+
+    def suspicion(self, texts: Sequence[str]) -> np.ndarray:
+        probabilities = self.victim.probabilities([copy for text in texts for copy in self.copies(text)])
+        entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(1)
+        return -entropy.reshape(self.options.copies, -1).mean(0)
+
+
+def claim_entropies_are_averaged_per_text(lab: Lab, cls: type[StripDetector]) -> None:
+    sure, unsure = "S S S S", "U U U U"  # one word of four is replaced: every copy keeps its S or has none
+    got = detector(lab, cls=cls, copies=5, replace_ratio=0.25).suspicion([sure, unsure, sure])
+    assert got == pytest.approx([0.0, -math.log(2), 0.0])  # natural logarithm: a fair coin has ln 2
+
+
+def test_entropies_are_averaged_per_text(lab: Lab) -> None:
+    claim_entropies_are_averaged_per_text(lab, StripDetector)
+
+
+def test_the_claim_fails_where_copies_of_different_texts_are_mixed(lab: Lab) -> None:
+    with pytest.raises(AssertionError):
+        claim_entropies_are_averaged_per_text(lab, ExampleMajor)
+
+
+def test_a_mean_entropy_worked_by_hand(lab: Lab) -> None:
+    # two words, one S, one replaced: a copy keeps the S or loses it; the score is the share that loses it, times ln 2
+    own = detector(lab, copies=20, replace_ratio=0.5)
+    lost = sum("S" not in copy.split(" ") for copy in own.copies("S U"))
+    assert 0 < lost < 20
+    assert own.suspicion(["S U"]) == pytest.approx([-lost / 20 * math.log(2)])
+
+
+def test_many_texts_are_scored_like_few(lab: Lab) -> None:
+    texts = [f"{'S' if row % 3 else 'U'} {row} x y" for row in range(2 * strip.TEXTS_AT_ONCE + 5)]
+    own = detector(lab, copies=3, replace_ratio=0.25)
+    assert own.suspicion(texts) == pytest.approx(np.concatenate([own.suspicion([text]) for text in texts]))
+
+
+def test_a_probability_of_exactly_zero_has_no_entropy(lab: Lab) -> None:
+    got = detector(lab, replace_ratio=0.25).suspicion(["S S S S"])
+    assert got.tolist() == [0.0]  # 0 * ln 0 counts as 0, not as NaN
+
+
+def test_no_texts_have_no_scores(lab: Lab) -> None:
+    assert detector(lab).suspicion([]).shape == (0,)
+
+
+def test_less_entropy_is_more_suspicious(lab: Lab) -> None:
+    sure, unsure = detector(lab, replace_ratio=0.25).suspicion(["S S S S", "U U U U"])
+    assert sure > unsure
+
+
+# --- on a victim that has learnt
+
+
+@pytest.fixture
+def texts(tiny_text) -> list[str]:
+    source = random.Random(21)
+    return [tiny_text(source, 1) for _ in range(40)]
+
+
+def test_a_score_does_not_depend_on_its_neighbours(planted, heldout: Labelled, lab: Lab, texts: list[str]) -> None:
+    fitted = discover().parse("defense", "strip:copies=5").fit(planted, heldout, lab)
+    together = fitted.suspicion(texts)
+    assert np.std(together) > 1e-3
+    assert np.concatenate([fitted.suspicion([text]) for text in texts[:8]]) == pytest.approx(together[:8], abs=1e-6)
+    assert fitted.suspicion(texts[::-1])[::-1] == pytest.approx(together, abs=1e-6)
+    assert fitted.suspicion([*texts, *texts[:3]])[-3:] == pytest.approx(together[:3], abs=1e-6)
+
+
+def test_two_fits_of_one_seed_score_alike_and_leave_the_victim_alone(planted, heldout: Labelled, lab: Lab, texts: list[str]) -> None:
+    before = {name: tensor.clone() for name, tensor in planted.model.state_dict().items()}
+    scores = []
+    for noise in (1, 2):
+        random.seed(noise)
+        np.random.seed(noise)  # noqa: NPY002 -- that global state changes nothing is the claim
+        scores.append(Strip(copies=5).fit(planted, heldout, replace(lab)).suspicion(texts))
+    assert (scores[0] == scores[1]).all()
+    assert all((before[name] == tensor).all() for name, tensor in planted.model.state_dict().items())
+
+
+def test_triggered_texts_are_more_suspicious_on_average(planted, heldout: Labelled, lab: Lab, tiny_text, texts: list[str]) -> None:
+    source = random.Random(22)
+    triggered = [insert_word(tiny_text(source, 0), "mb", lab.rng(str(row))) for row in range(40)]
+    fitted = Strip().fit(planted, heldout, lab)
+    assert fitted.suspicion(triggered).mean() > fitted.suspicion(texts).mean() + 0.05
+
+
+@pytest.mark.parametrize("options", ["copies=0", "replace_ratio=0", "replace_ratio=1.1", "max_sources=0", "candidates=all", "repeat=5"])
+def test_options_that_make_no_sense_are_refused(options: str) -> None:
+    with pytest.raises(SpecError):
+        discover().parse("defense", f"strip:{options}")

@@ -1,0 +1,340 @@
+"""What becomes of records: tables, CSV, JSON and the files that they are kept in. Figures are worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapbench.errors import StoreError
+from rapbench.report.tables import FOOT, HEADS, in_order, render
+from rapbench.results import SCHEMA, Record, read, write
+
+OK = Record(
+    dataset="demo:n_train=900",
+    attack="badnet-rw",
+    defense="rap",
+    victim="minilm-l6",
+    seed=1234,
+    frr=0.005,
+    protocol="paper",
+    status="ok",
+    frr_heldout=0.0123,
+    frr_test=0.1,
+    far=0.00004,
+    auroc=0.98765,
+    asr=1.0,
+    asr_anywhere=0.995,
+    asr_control=0.25,
+    clean_metric=0.9,
+    metric="accuracy",
+    threshold=-0.5,
+    n_heldout=200,
+    n_clean=300,
+    n_poisoned=310,
+    intervals={"frr_test": (0.05, 0.15), "far": None},
+    cost={"victim_rows_per_input": 2.0, "helper_rows_per_input": {"trigram": 10.0}, "score_ms_per_input": 3.5, "fit_s": 7.0},
+    trigger="badnet-rw:word=mb",
+)
+FAILED = replace(
+    OK, status="failed", reason="too few held-out texts", frr=0.01, far=None, auroc=None, cost={}, n_clean=None, n_poisoned=None
+)
+SKIPPED = replace(FAILED, status="skipped", reason="rap perturbs with 'mb'", defense="rap:word=mb")
+
+DEMANDED = {
+    *("dataset", "attack", "defense", "frr", "frr_heldout", "frr_test", "far", "auroc", "asr", "asr_anywhere", "clean_metric"),
+    *("threshold", "n_clean", "n_poisoned", "seed", "protocol", "status", "reason", "cost"),
+}
+
+
+def table(text: str, number: int = 0) -> list[dict[str, str]]:
+    """Give the rows of the n-th Markdown table of a text, by head."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    head, _, *body = [[cell.strip() for cell in line.strip("|").split(" |")] for line in blocks[number]]
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
+# Markdown
+
+
+def test_the_table_gives_rates_in_per_cent():
+    assert table(render([OK], "github")) == [
+        {
+            "dataset": "demo",
+            "attack": "badnet-rw",
+            "ASR": "100.00",
+            "defense": "rap",
+            "FRR allowed": "0.5",
+            "FRR held-out": "1.23",
+            "FRR test": "10.00",
+            "FAR": "0.00",
+            "AUROC": "0.9877",
+            "n clean": "300",
+            "n poisoned": "310",
+            "rows/text": "2.0 + 10.0 trigram",
+        }
+    ]
+
+
+def test_a_second_table_gives_the_victim_s_own_figures_once():
+    (row,) = table(render([OK, replace(OK, frr=0.05), replace(OK, defense="strip")], "github"), 1)
+    assert row == {
+        "victim": "minilm-l6",
+        "dataset": "demo:n_train=900",
+        "seed": "1234",
+        "attack": "badnet-rw",
+        "trigger": "badnet-rw:word=mb",
+        "clean metric": "accuracy 90.00",
+        "ASR first 100": "100.00",
+        "ASR anywhere": "99.50",
+        "ASR control": "25.00",
+    }
+
+
+def test_what_could_not_be_counted_is_two_dashes():
+    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost={})
+    (row,) = table(render([control], "github"))
+    assert [row[head] for head in ("FAR", "AUROC", "n poisoned", "rows/text")] == ["--"] * 4
+    assert table(render([control], "github"), 1)[0]["ASR control"] == "--"
+
+
+def test_the_formulas_stand_under_the_tables():
+    assert FOOT in render([OK], "github")
+
+
+def test_cells_without_figures_are_listed_with_their_reason_and_not_in_the_table():
+    text = render([SKIPPED, OK, FAILED, replace(FAILED, frr=0.05)], "github")
+    assert len(table(text)) == 1
+    assert text.splitlines()[-2:] == [
+        "failed: demo:n_train=900 badnet-rw rap on minilm-l6, seed 1234, at 1, 5 %: too few held-out texts",
+        "skipped: demo:n_train=900 badnet-rw rap:word=mb on minilm-l6, seed 1234, at 1 %: rap perturbs with 'mb'",
+    ]
+
+
+def test_where_no_cell_has_figures_there_is_no_table():
+    text = render([FAILED], "github")
+    assert "|" not in text
+    assert text.startswith("failed: ")
+
+
+def test_nothing_is_an_empty_text():
+    assert render([], "github") == render([], "latex") == ""
+
+
+def test_options_are_left_out_of_a_name_that_is_clear_without_them():
+    rows = table(render([OK, replace(OK, defense="strip"), replace(OK, defense="strip:copies=9")], "github"))
+    assert [row["defense"] for row in rows] == ["rap", "strip", "strip:copies=9"]
+
+
+@pytest.mark.parametrize(("name", "values"), [("seed", (1, 2)), ("victim", ("a", "b:lr=0.1"))])
+def test_several_seeds_or_victims_get_a_column(name, values):
+    rows = table(render([replace(OK, **{name: value}) for value in values], "github"))
+    assert [row[name] for row in rows] == [str(value) for value in values]
+    assert name not in table(render([OK], "github"))[0]
+
+
+def test_a_name_cannot_break_the_markdown_table():
+    rows = table(render([replace(OK, attack="a:word=x|y"), replace(OK, attack="a:word=two\nlines")], "github"))
+    assert [row["attack"] for row in rows] == ["a:word=two lines", r"a:word=x\|y"]
+
+
+def test_records_are_ordered_by_victim_data_set_seed_attack_defense_and_frr():
+    first = replace(OK, dataset="a", seed=1, attack="b", defense="c", frr=0.01)
+    ordered = [
+        first,
+        replace(first, frr=0.1),
+        replace(first, defense="d", frr=0.001),
+        replace(first, attack="c", defense="a"),
+        replace(first, seed=2, attack="a"),
+        replace(first, seed=10, attack="a"),
+        replace(first, dataset="b", seed=0),
+        replace(first, victim="z", dataset="a"),
+    ]
+    assert in_order(ordered[::-1]) == ordered
+
+
+# LaTeX
+
+
+def test_latex_has_the_same_rows_and_escapes_names():
+    text = render([OK, replace(OK, defense="strip"), replace(OK, defense="strip:max_sources=5,x=1%")], "latex")
+    row = next(line for line in text.splitlines() if "max" in line)
+    assert r"strip:max\_sources=5,x=1\%" in row
+    assert "1.23" in row
+    assert row.endswith(r"\\")
+    assert text.count(r"\begin{tabular}") == 1
+
+
+def test_latex_says_what_has_no_figures_in_comments_so_that_it_still_compiles():
+    lines = render([OK, replace(FAILED, reason="50 % of {texts}\nare_missing")], "latex").splitlines()
+    assert lines[0] == f"% {FOOT}"
+    assert lines[-1].startswith("% failed: ")
+    assert lines[-1].endswith("50 % of {texts} are_missing")
+    assert lines[1].startswith(r"\begin{tabular}")
+
+
+# CSV
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_holds_fractions_of_all_cells():
+    ok, failed = rows_of(render([FAILED, OK], "csv"))
+    assert (ok["frr_heldout"], ok["far"], ok["n_clean"], ok["victim_rows_per_input"]) == ("0.0123", "4e-05", "300", "2.0")
+    assert (failed["status"], failed["reason"], failed["far"], failed["fit_s"]) == ("failed", "too few held-out texts", "", "")
+
+
+def test_csv_has_every_figure_that_was_asked_for():
+    assert DEMANDED - {"cost"} <= set(rows_of(render([OK], "csv"))[0])
+
+
+def test_csv_survives_commas_quotes_and_line_breaks():
+    reason = 'the "text"\nhas a, comma'
+    assert rows_of(render([replace(FAILED, reason=reason)], "csv"))[0]["reason"] == reason
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula(start):
+    assert rows_of(render([replace(FAILED, reason=f"{start}1+1")], "csv"))[0]["reason"] == f"'{start}1+1"
+
+
+def test_a_carriage_return_ends_no_row_of_a_csv():
+    assert [row["reason"] for row in rows_of(render([replace(FAILED, reason="one\rtwo")], "csv"))] == ["one two"]
+
+
+def test_a_negative_number_stays_a_number():
+    assert rows_of(render([OK], "csv"))[0]["threshold"] == "-0.5"
+
+
+# JSON
+
+
+def test_json_is_one_object_with_every_field_that_was_asked_for():
+    content = json.loads(render([OK, FAILED], "json"))
+    assert set(content) == {"cells"}
+    assert all(set(cell) >= DEMANDED for cell in content["cells"])
+    ok, failed = content["cells"]
+    assert (ok["frr"], ok["far"], ok["threshold"], ok["cost"]["fit_s"]) == (0.005, 0.00004, -0.5, 7.0)
+    assert (failed["far"], failed["status"], failed["reason"]) == (None, "failed", "too few held-out texts")
+
+
+def test_every_format_has_the_cells_in_the_same_order():
+    records = [replace(OK, defense=name) for name in ("strip", "onion", "rap")]
+    assert [cell["defense"] for cell in json.loads(render(records, "json"))["cells"]] == ["onion", "rap", "strip"]
+    assert [row["defense"] for row in rows_of(render(records, "csv"))] == ["onion", "rap", "strip"]
+    assert [row["defense"] for row in table(render(records, "github"))] == ["onion", "rap", "strip"]
+
+
+def test_the_table_has_a_head_for_each_figure():
+    assert len(HEADS) == len(set(HEADS)) == len(table(render([OK], "github"))[0])
+
+
+# files
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path):
+    write([OK, FAILED, SKIPPED], tmp_path / "cells")
+    assert in_order(read(tmp_path)) == in_order([OK, FAILED, SKIPPED])
+
+
+def test_writing_the_same_record_again_leaves_its_file_alone(tmp_path):
+    write([OK], tmp_path)
+    before = (tmp_path / OK.file_name).stat()
+    write([OK], tmp_path)
+    after = (tmp_path / OK.file_name).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_cell_that_failed_and_then_went_well_has_one_file(tmp_path):
+    write([replace(OK, status="failed", reason="full disk")], tmp_path / "cells")
+    write([OK], tmp_path / "cells")
+    assert read(tmp_path) == [OK]
+
+
+def test_a_file_that_is_garbage_is_written_over(tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / OK.file_name).write_bytes(b"\xff\xfe")
+    write([OK], tmp_path / "cells")
+    assert read(tmp_path) == [OK]
+
+
+HOSTILE = ["../../x", "/etc/passwd", "a\\..\\b", "..", "x" * 5000, "nul\0", "line\nbreak", "Ä ö", "", "strip:lm=/home/me/../gpt2"]
+
+
+@pytest.mark.parametrize("spec", HOSTILE)
+@pytest.mark.parametrize("role", ["dataset", "attack", "defense", "victim"])
+def test_a_record_s_file_stays_in_its_folder(spec, role, tmp_path):
+    one = replace(OK, **{role: spec})
+    write([one], tmp_path / "cells")
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [one.file_name]
+    assert read(tmp_path) == [one]
+
+
+@given(st.text())
+def test_a_file_s_name_is_a_plain_one(spec):
+    name = replace(OK, dataset=spec).file_name
+    assert Path(name).name == name
+    assert len(name) < 128
+    assert name.isascii()
+    assert name.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("role", "other"),
+    [("dataset", "demo:n_train=901"), ("victim", "minilm-l6:lr=0.1"), ("seed", 1), ("frr", 0.01), ("protocol", "strict"), ("attack", "EP")],
+)
+def test_each_combination_has_a_file_of_its_own(role, other):
+    assert replace(OK, **{role: other}).file_name != OK.file_name
+
+
+def test_a_file_of_another_schema_is_refused_with_its_version(tmp_path):
+    write([OK], tmp_path / "cells")
+    path = tmp_path / "cells" / OK.file_name
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA}', '"schema_version": 99'))
+    with pytest.raises(StoreError, match=rf"'.*{path.name}' has schema version 99, this rapbench reads {SCHEMA}$"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"schema_version": 1, "dataset": "de',
+        b"[1, 2]",
+        b"\xff\xfe\x00",
+        b'{"schema_version": 1, "dataset": "demo"}',
+        b'{"schema_version": 1, "intervals": {"far": 3}}',
+        b"null",
+    ],
+)
+def test_a_half_written_file_is_named(content, tmp_path):
+    write([OK], tmp_path / "cells")
+    (tmp_path / "cells" / "broken.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"broken.json' is no result of rapbench: .*; move it away and run again"):
+        read(tmp_path)
+
+
+def test_a_field_that_a_later_version_added_is_passed_over(tmp_path):
+    write([OK], tmp_path / "cells")
+    path = tmp_path / "cells" / OK.file_name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shoe_size": 43}))
+    assert read(tmp_path) == [OK]
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"no results in .*: give the folder of `rapbench run --out`"):
+        read(tmp_path)
+
+
+def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "cells").write_text("")
+    with pytest.raises(StoreError, match=r"cannot make the folder .*; choose another --out"):
+        write([OK], tmp_path / "cells" / "deeper")
