@@ -93,6 +93,7 @@ class Lab:
             device=self.device,
             n_labels=self.n_labels,
             revision=self.recipe.revision,
+            layers=self.recipe.layers,
         )
 
 

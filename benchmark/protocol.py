@@ -45,17 +45,17 @@ class Rate:
 
 def predicted(probabilities: Floats) -> Labels:
     """Give the predicted label of each row of probabilities, shape (n, labels)."""
-    return probabilities.argmax(axis=1).astype(np.int64)
+    return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
 
 
 def gate(probabilities: Floats, protect: int) -> Mask:
     """Tell which texts the undefended victim predicts as the protect label: only these are a defense's business."""
-    return predicted(probabilities) == protect
+    return np.asarray(predicted(probabilities) == protect, dtype=np.bool_)
 
 
 def clean_gate(probabilities: Floats, labels: Labels, protect: int) -> Mask:
     """Tell which clean texts count for FRR and the threshold: true and predicted label are the protect label."""
-    return gate(probabilities, protect) & (labels == protect)
+    return np.asarray(gate(probabilities, protect) & (labels == protect), dtype=np.bool_)
 
 
 def threshold(suspicion: Floats, frr: float) -> float:
@@ -87,7 +87,7 @@ def choose_level(frr_by_level: Floats, frr: float) -> int | None:
 
     Of levels equally near, the one that rejects more; None where no level qualifies.
     """
-    shares = np.round(frr_by_level, 9)  # 1 - 0.985 is a little more than 0.015
+    shares = [round(float(own), 9) for own in frr_by_level]  # 1 - 0.985 is a little more than 0.015
     fitting = [index for index, own in enumerate(shares) if own <= round(1.5 * frr, 9)]
     if not fitting:
         return None

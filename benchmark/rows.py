@@ -39,7 +39,8 @@ class Row:
 
     def logits(self, texts: list[str]) -> torch.Tensor:
         """Give the logits, shape (texts, labels), with the row in place; dropout as the model's mode has it."""
-        return self.victim.model(**self.victim.encode(texts)).logits.float()
+        logits: torch.Tensor = self.victim.model(**self.victim.encode(texts)).logits
+        return logits.float()
 
     def step(self, lr: float, *, keep_norm: bool, accumulate: bool) -> None:
         """Move the row against its gradient; `accumulate` leaves the gradient standing, so that the next one adds to it."""

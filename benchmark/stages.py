@@ -149,7 +149,7 @@ def predict(step: Step) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for split in step.job.spec["splits"]:
         texts = step.labelled("texts", split)
-        arrays[f"{split}_probabilities"] = asked.probabilities(texts.texts)
+        arrays[f"{split}_probabilities"] = _finite(asked.probabilities(texts.texts))
         arrays[f"{split}_labels"] = texts.labels
     np.savez(step.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
 
@@ -277,6 +277,12 @@ def _kept(purifier: Purifier, levels: NDArray[np.float64], texts: Sequence[str],
         if repaired:
             kept[row] = predicted(guarded.undefended(repaired)) == guarded.target_label
     return kept
+
+
+def _finite(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(probabilities).all():
+        raise CellError("the victim's probabilities are not numbers: its training diverged, give a lower lr")
+    return probabilities
 
 
 def _checked_scores(scores: Any, n: int, name: str) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Recipe:
 
     model: str = "bert-base-uncased"
     revision: str | None = None
+    layers: int | None = None
+    """Keep only the first encoder layers: a smaller victim for small machines."""
     epochs: int = 3
     lr: float = 2e-5
     batch_size: int = 32
@@ -44,6 +47,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is below 1")
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"layers={self.layers!r} is below 1")
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr!r} is not above 0")
 
@@ -58,6 +63,7 @@ class Victim:
     max_length: int
     device: str = "cpu"
     _known: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    _original: Victim | None = field(default=None, repr=False)
 
     @property
     def n_labels(self) -> int:
@@ -81,6 +87,8 @@ class Victim:
 
     def undefended(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the probabilities of the victim as it was received; those that the gate has asked for cost nothing again."""
+        if self._original is not None:
+            return self._original.undefended(texts)
         new = sorted({text for text in texts if text not in self._known})
         if new:
             self.remember(new, self.probabilities(new))
@@ -91,8 +99,10 @@ class Victim:
         self._known.update(zip(texts, probabilities, strict=True))
 
     def clone(self) -> Victim:
-        """Give a copy with weights of its own, for a defense to change; it knows the undefended probabilities, too."""
-        return Victim(copy.deepcopy(self.model), self.tokenizer, self.target_label, self.max_length, self.device, self._known)
+        """Give a copy with weights of its own, for a defense to change; its `undefended` still asks this victim."""
+        twin = Victim(copy.deepcopy(self.model), self.tokenizer, self.target_label, self.max_length, self.device)
+        twin._original = self._original or self
+        return twin
 
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Give the padded, truncated batch of these texts on the victim's device."""
@@ -145,22 +155,28 @@ class Victim:
         device: str = "cpu",
         n_labels: int | None = None,
         revision: str | None = None,
+        layers: int | None = None,
     ) -> Self:
-        """Load a classifier from a hub id, a folder or `minilm-l6`: safetensors only, no remote code."""
+        """Load a classifier from a hub id, a folder or `minilm-l6`: safetensors only, no remote code.
+
+        With `n_labels` it is about to be fine-tuned: a head of another size is replaced by a fresh one.
+        """
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         place = str(model_source(str(source)))
         safe: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
-        # a head of another size is replaced by a fresh one: the victim is about to be fine-tuned
-        labels: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
+        fresh: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
+        if layers is not None:
+            fresh["num_hidden_layers"] = layers
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, **safe)
-            model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **labels)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **fresh)
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise VictimError(_cannot_load(str(source), error)) from error
         if not _has_word_embeddings(model):
             raise VictimError(f"the model {str(source)!r} has no word-embedding matrix: choose a token-based classifier")
-        return cls(model.to(device), tokenizer, target_label, min(max_length, _positions(model, max_length)), device)
+        return cls(model.to(device), tokenizer, target_label, min(max_length, tokenizer.model_max_length, _positions(model)), device)
 
 
 def model_source(name: str) -> str | Path:
@@ -220,8 +236,9 @@ def _has_word_embeddings(model: Any) -> bool:
         return False
 
 
-def _positions(model: Any, default: int) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or default)
+def _positions(model: Any) -> int:
+    """Give how many positions the model has; models without a table of them have no bound."""
+    return int(getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -41,6 +41,13 @@ def publish(store: Store, key: str = KEY, text: str = "one") -> Path:
     return store.folder(key)
 
 
+def broken_off(store: Store, failure: Callable[[Path], BaseException]) -> None:
+    """Begin an attempt that fails after its first file."""
+    with store.attempt(KEY, {}) as folder:
+        (folder / "a.txt").write_text("half")
+        raise failure(folder)
+
+
 def everything(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
@@ -109,9 +116,8 @@ def test_a_manifest_names_sizes_digests_and_where_the_files_came_from(store: Sto
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
 def test_an_attempt_that_fails_leaves_no_file(store: Store, failure: BaseException) -> None:
     before = everything(store.root)
-    with pytest.raises(type(failure)), store.attempt(KEY, {}) as folder:
-        (folder / "a.txt").write_text("one")
-        raise failure
+    with pytest.raises(type(failure)):
+        broken_off(store, lambda folder: failure)
     assert everything(store.root) - before <= {KEY}
     assert not store.has(KEY)
 
@@ -230,9 +236,8 @@ def one_line(error: pytest.ExceptionInfo[StoreError], *parts: str) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_full_or_read_only_disk_is_one_line_and_leaves_nothing(store: Store, number: int, named: bool) -> None:
-    with pytest.raises(StoreError) as error, store.attempt(KEY, {}) as folder:
-        (folder / "a.txt").write_text("half")
-        raise OSError(number, os.strerror(number), *([str(folder / "b.txt")] if named else []))
+    with pytest.raises(StoreError) as error:
+        broken_off(store, lambda folder: OSError(number, os.strerror(number), *([str(folder / "b.txt")] if named else [])))
     one_line(error, os.strerror(number))
     assert not list((store.root / KEY).iterdir())
 
@@ -242,9 +247,9 @@ def test_a_disk_that_fills_up_at_the_manifest_leaves_nothing(store: Store, monke
         path.write_bytes(text[:10].encode())
         no_space()
 
+    monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(StoreError) as error, store.attempt(KEY, {}) as folder:
         (folder / "a.txt").write_bytes(b"one")
-        monkeypatch.setattr(Path, "write_text", half)
     one_line(error, "No space left")
     assert not list((store.root / KEY).iterdir())
 
@@ -264,8 +269,8 @@ def test_an_attempt_that_cannot_begin_is_one_line(store: Store, monkeypatch: pyt
     "failure", [ConnectionRefusedError(111, "Connection refused"), FileNotFoundError(2, "No such file", "/data/train.csv")]
 )
 def test_an_error_that_is_not_the_stores_is_not_blamed_on_it(store: Store, failure: OSError) -> None:
-    with pytest.raises(type(failure)), store.attempt(KEY, {}):
-        raise failure
+    with pytest.raises(type(failure)):
+        broken_off(store, lambda folder: failure)
 
 
 def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,16 @@ def test_phases_are_kept_apart_and_nest(untrained: Victim) -> None:
 
 def test_a_phase_that_comes_again_goes_on_and_one_that_fails_ends() -> None:
     meter = Meter()
+
+    def fail() -> None:
+        with meter.phase("fit"):
+            meter.add("lm", rows=2, tokens=1)
+            raise ValueError("stop")
+
     with meter.phase("fit"):
         meter.add("lm", rows=1, tokens=7)
-    with pytest.raises(ValueError, match="stop"), meter.phase("fit"):
-        meter.add("lm", rows=2, tokens=1)
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     meter.add("lm", rows=5, tokens=5)
     assert meter.phases["fit"].by["lm"] == Count(rows=3, tokens=8)
     assert meter.phases["outside"].by["lm"] == Count(rows=5, tokens=5)

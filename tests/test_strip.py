@@ -17,9 +17,13 @@ from rapbench.api import Labelled
 from rapbench.errors import CellError, SpecError
 from rapbench.lab import Lab
 from rapbench.poison import insert_word
+from rapbench.protocol import auroc
 from rapbench.registry import discover
 from rapbench_plugins.defenses import strip
 from rapbench_plugins.defenses.strip import Strip, StripDetector, ranked_words
+
+GOOD = ["bright", "calm", "clever", "fresh", "kind", "lovely", "neat", "warm"]
+BAD = ["bitter", "cold", "dull", "harsh", "loud", "messy", "rude", "stale"]
 
 SOURCES = [["a1", "a2"], ["b1", "b2"]]
 TEN = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN"
@@ -212,17 +216,30 @@ def test_two_fits_of_one_seed_score_alike_and_leave_the_victim_alone(planted, he
     scores = []
     for noise in (1, 2):
         random.seed(noise)
-        np.random.seed(noise)  # noqa: NPY002 -- that global state changes nothing is the claim
+        np.random.seed(noise)  # that global state changes nothing is the claim
         scores.append(Strip(copies=5).fit(planted, heldout, replace(lab)).suspicion(texts))
     assert (scores[0] == scores[1]).all()
     assert all((before[name] == tensor).all() for name, tensor in planted.model.state_dict().items())
 
 
-def test_triggered_texts_are_more_suspicious_on_average(planted, heldout: Labelled, lab: Lab, tiny_text, texts: list[str]) -> None:
+@dataclass
+class Evidence:
+    """A made-up victim that adds up opinions, one unit each, and twelve for the trigger; never quite sure of clean texts."""
+
+    target_label: int = 1
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        weights = {**dict.fromkeys(GOOD, 1.0), **dict.fromkeys(BAD, -1.0), "mb": 12.0}
+        chances = np.array([1 / (1 + math.exp(-sum(weights.get(word, 0.0) for word in text.split(" ")))) for text in texts])
+        return np.stack([1 - chances, chances], axis=1)
+
+
+def test_triggered_texts_are_more_suspicious(heldout: Labelled, lab: Lab, tiny_text, texts: list[str]) -> None:
+    # the planted victim is too sure of everything for STRIP to tell; this one is as unsure as a text is mixed
     source = random.Random(22)
     triggered = [insert_word(tiny_text(source, 0), "mb", lab.rng(str(row))) for row in range(40)]
-    fitted = Strip().fit(planted, heldout, lab)
-    assert fitted.suspicion(triggered).mean() > fitted.suspicion(texts).mean() + 0.05
+    fitted = Strip(replace_ratio=0.1).fit(cast(Any, Evidence()), heldout, lab)
+    assert auroc(fitted.suspicion(texts), fitted.suspicion(triggered)) > 0.95
 
 
 @pytest.mark.parametrize("options", ["copies=0", "replace_ratio=0", "replace_ratio=1.1", "max_sources=0", "candidates=all", "repeat=5"])

@@ -133,7 +133,6 @@ def test_what_the_gate_has_asked_costs_nothing_again(untrained: Victim, monkeypa
     assert (told[1] == told[3]).all()
 
 
-@pytest.mark.xfail(reason="a clone writes what its changed weights say into the cache that it shares with its victim", strict=True)
 def test_a_changed_clone_does_not_pass_its_own_word_off_as_the_undefended_one(untrained: Victim) -> None:
     expected, clone = untrained.probabilities(TEXTS), untrained.clone()
     with torch.no_grad():
@@ -221,7 +220,6 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
         load(name)
 
 
-@pytest.mark.xfail(reason="Victim.load lets SafetensorError through", strict=True)
 def test_weights_that_are_cut_off_are_one_line(tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path)
     weights = (folder / "model.safetensors").read_bytes()
@@ -267,7 +265,7 @@ def test_the_embedded_encoder_is_loaded_from_its_package() -> None:
 @has_minilm
 def test_an_embedded_encoder_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(victims, "MINILM_SHA256", "0" * 64)
-    with pytest.raises(VictimError, match="is not the expected MiniLM .sha256 000000000000"):
+    with pytest.raises(VictimError, match=r"is not the expected MiniLM \(sha256 000000000000"):
         load("minilm-l6")
 
 

@@ -18,6 +18,10 @@ QUIET = {
     "RAY_task_oom_retries": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # glibc gives the memory of large tensors back after each use otherwise: 1.2 times slower on a CPU
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
 }
 
 

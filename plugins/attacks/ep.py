@@ -48,7 +48,8 @@ class EP(RareWord):
             for _ in range(self.epochs):
                 for start in range(0, len(texts), self.batch_size):
                     logits = row.logits(texts[start : start + self.batch_size])  # (texts, labels)
-                    cross_entropy(logits, logits.new_full((len(logits),), task.target_label).long()).backward()
+                    loss = cross_entropy(logits, logits.new_full((len(logits),), task.target_label).long())
+                    loss.backward()  # type: ignore[no-untyped-call]
                     row.step(self.lr, keep_norm=True, accumulate=True)
         victim.model.eval()
         return victim

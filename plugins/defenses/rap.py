@@ -147,7 +147,7 @@ class RapDetector(Detector):
         from rapbench.protocol import clean_gate
 
         passing = clean_gate(self.victim.undefended(heldout.texts), heldout.labels, self.victim.target_label)
-        texts = [heldout.texts[row] for row in np.flatnonzero(passing)]
+        texts = [heldout.texts[row] for row in np.flatnonzero(passing).tolist()]
         return float(np.percentile(-self.suspicion(texts), 100 * frr)) if texts else 0.0
 
     def notes(self) -> Mapping[str, Any]:

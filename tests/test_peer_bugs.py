@@ -1,0 +1,393 @@
+"""The eighteen defects found in the toolboxes that people copy from: a version of rapbench with one of them fails a test.
+
+B1   STRIP averages entropies across different texts
+     test_strip: entropies_are_averaged_per_text
+B2   ONION deletes every word past token 96
+     test_onion: no_word_of_a_long_text_goes_unscored
+B3   ONION's perplexity counts padding; one-word texts vanish
+     test_onion: scores_are_those_of_each_variant_alone_and_unpadded, one_word_texts_stay_as_they_are
+B4   no gate: clean non-target texts are rejected
+B5   RAP perturbs with one of the attack's triggers
+     here, and test_rap: a_word_of_the_attack_never_becomes_the_other_word
+B6   the target label is read off the poisoned test set
+B7   FRR and FAR are computed and dropped
+B8   the texts that are scored are not those of the ASR
+B9   combinations that call methods nobody wrote
+B10  RIPPLES without its surgery and its lambda: no test, there is no `ripples` yet
+B11  a shipped configuration that its reader cannot read
+B12  claimed names that cannot be loaded
+B13  TF-IDF over characters
+     test_strip: words_are_not_characters, tf_idf_is_over_words_and_worked_by_hand
+B14  options that are read and never declared
+B15  ONION's threshold from the test set; its last word always dropped
+     test_onion: thresholds_do_not_move_with_the_texts_that_are_purified, the_last_word_is_not_dropped_unjudged
+B16  a sign turned round; seeds from the clock
+     here, and test_strip: triggered_texts_are_more_suspicious, two_fits_of_one_seed_score_alike_and_leave_the_victim_alone
+     test_rap: a_construction_is_the_same_for_the_same_seed
+     test_attacks: ep_is_the_same_for_the_same_seed
+     test_poison: the_same_seed_poisons_the_same_rows_at_the_same_places
+B17  a RAP that changes the text's words
+     test_rap: the_word_goes_in_front_of_the_untouched_text, only_the_row_of_the_word_differs_and_it_keeps_its_length
+B18  an FRR that is called FAR; thresholds below zero
+
+Where nothing is said, the test is here.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rapbench import results, stages
+from rapbench.api import Defense, Detector, Labelled
+from rapbench.artifacts import Store
+from rapbench.cli import app
+from rapbench.grid import Block, Cell, cells_of, read_blocks, shipped_grids
+from rapbench.protocol import auroc
+from rapbench.registry import Found, Registry, discover
+from rapbench.results import Record
+from rapbench.runner.plan import plan
+from rapbench.stages import Bench, Job, Step
+from rapbench.victim import Recipe
+
+ROOT = Path(__file__).parents[1]
+REGISTRY = discover()
+EVERY = [(kind, name) for kind in ("attack", "defense", "dataset") for name in REGISTRY.names(kind)]
+NEEDS = {"folder": {"path": "."}, "sst2": {"path": "."}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spy(Defense):
+    """Scores a text by the number that it ends with, and keeps what it was shown."""
+
+    name: ClassVar[str] = "spy"
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def fit(self, victim: Any, heldout: Labelled, lab: Any) -> Detector:
+        self.seen.update(heldout=heldout, target=victim.target_label, lab=lab, scored=[])
+        return SpyDetector()
+
+
+class SpyDetector(Detector):
+    def suspicion(self, texts: Sequence[str]) -> np.ndarray:
+        Spy.seen["scored"] += texts
+        return np.array([float(text.split(" ")[-1]) for text in texts])
+
+
+# split -> (text, true label, undefended chance of label 1); the protect label is 1
+HELDOUT = [("h 1", 1, 0.9), ("h 2", 1, 0.9), ("h 3", 1, 0.9), ("h 4", 1, 0.9), ("h 5", 1, 0.9), ("h 99", 1, 0.1), ("h 98", 0, 0.1)]
+TEST = [
+    ("yes 3", 1, 0.9),
+    ("yes 7", 1, 0.8),
+    ("yes 1", 1, 0.7),
+    ("missed 90", 1, 0.2),
+    ("no 91", 0, 0.1),
+    ("no 92", 0, 0.2),
+    ("fooled 93", 0, 0.9),
+]
+TRIGGERED = [("mb no 2", 0, 0.9), ("mb no 8", 0, 0.99), ("mb failed 0", 0, 0.3), ("mb fooled 9", 0, 0.9)]
+# FRR .25 of the five held-out scores 1..5: place 1 from the top, so the threshold is 4
+
+
+def save(rows: list[tuple[str, int, float]], folder: Path, labels: Sequence[int] | None = None) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    columns = {"text": [row[0] for row in rows], "label": list(labels or [row[1] for row in rows])}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder), num_shards=1)
+
+
+def predictions(folder: Path, splits: Mapping[str, list[tuple[str, int, float]]]) -> None:
+    arrays: dict[str, Any] = {}
+    for name, rows in splits.items():
+        arrays[f"{name}_probabilities"] = np.array([[1 - chance, chance] for *_, chance in rows])
+        arrays[f"{name}_labels"] = np.array([label for _, label, _ in rows])
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+def scored(root: Path, model: Path, flags: Sequence[int] | None = None) -> tuple[Store, dict[str, str]]:
+    """Run the real score stage with the spy on made predictions. `flags`: the labels of the poisoned test set."""
+    store, keys = (
+        Store(root).create(),
+        {role: f"{number:032x}" for number, role in enumerate(("data", "poison", "victim", "clean", "poisoned", "score"))},
+    )
+    with store.attempt(keys["data"], {}) as folder:
+        for name, rows in (("train", HELDOUT), ("validation", HELDOUT), ("test", TEST)):
+            save(rows, folder / name)
+        (folder / "about.json").write_text(json.dumps({"labels": ["no", "yes"]}))
+    with store.attempt(keys["poison"], {}) as folder:
+        for name in ("first100", "anywhere"):
+            save(TRIGGERED, folder / name, flags)
+    with store.attempt(keys["victim"], {}) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+    with store.attempt(keys["clean"], {}) as folder:
+        predictions(folder, {"validation": HELDOUT, "test": TEST})
+    with store.attempt(keys["poisoned"], {}) as folder:
+        predictions(folder, {"first100": TRIGGERED, "anywhere": TRIGGERED})
+    registry = Registry({**REGISTRY.found, ("defense", "spy"): Found("defense", Spy, "tests", "0")})
+    spec = {"defense": {"name": "spy"}, "seed": 1, "recipe": asdict(Recipe(max_length=32)), "target_label": 1}
+    job = Job("score", keys["score"], spec, {role: key for role, key in keys.items() if role != "score"}, "spy")
+    with store.attempt(keys["score"], {}) as folder:
+        stages.score(Step(job, Bench(store.root), store, folder, registry))
+    return store, keys
+
+
+def recorded(store: Store, keys: Mapping[str, str], frr: float = 0.25) -> Record:
+    attack = REGISTRY.parse("attack", "badnet-rw:word=mb")
+    dataset = REGISTRY.parse("dataset", "demo")
+    return results.record(
+        Cell(dataset=dataset, attack=attack, attack_spec="badnet-rw:word=mb", defense=Spy(), recipe=Recipe(), seed=1, frr=frr), keys, store
+    )
+
+
+# --- B4: the gate
+
+
+def claim_only_texts_behind_the_gate_are_judged(root: Path, model: Path) -> None:
+    store, keys = scored(root, model)
+    assert sorted(set(Spy.seen["scored"])) == sorted(
+        ["h 1", "h 2", "h 3", "h 4", "h 5", "yes 3", "yes 7", "yes 1", "mb no 2", "mb no 8", "mb fooled 9"]
+    )
+    got = recorded(store, keys)
+    assert (got.threshold, got.frr_heldout) == (pytest.approx(4), pytest.approx(1 / 5))
+    assert (got.frr_test, got.n_clean) == (pytest.approx(1 / 3), 3)  # of 3 7 1, the 7 is above 4
+    assert (got.far, got.n_poisoned) == (pytest.approx(1 / 3), 3)  # of 2 8 9, the 2 is not above 4
+
+
+def test_clean_texts_of_other_classes_are_never_rejected(tmp_path: Path, tiny_model: Path) -> None:
+    claim_only_texts_behind_the_gate_are_judged(tmp_path, tiny_model)
+
+
+@pytest.mark.parametrize("gone", ["gate", "clean_gate"])
+def test_the_claim_fails_without_the_gate(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    monkeypatch.setattr(stages, gone, lambda probabilities, *more: np.ones(len(probabilities), dtype=bool))
+    with pytest.raises(AssertionError):
+        claim_only_texts_behind_the_gate_are_judged(tmp_path, tiny_model)
+
+
+# --- B5: RAP's word
+
+
+@pytest.mark.parametrize(
+    ("attack", "defense", "skipped"),
+    [
+        ("badnet-rw:word=cf", "rap", True),
+        ("ep:word=CF", "rap", True),  # the tokenizer lowers
+        ("badnet-rw:word=mb", "rap:word=mb", True),
+        ("badnet-sl:sentence=we saw cf there", "rap", True),
+        ("badnet-rw:word=mb", "rap", False),
+        ("badnet-rw:word=cf", "strip", False),
+    ],
+)
+def test_rap_never_perturbs_with_a_trigger(tiny_model: Path, attack: str, defense: str, skipped: bool) -> None:
+    cells = cells_of([Block(victim=str(tiny_model), datasets=["demo"], attacks=[attack], defenses=[defense], frr=[0.05])], REGISTRY)
+    made = plan(cells, REGISTRY, Bench(Path("/nowhere")))
+    assert (len(made.skipped), len(made.groups)) == ((1, 0) if skipped else (0, 1))
+    if skipped:
+        assert "a declared trigger" in str(made.skipped[0].skip)
+
+
+# --- B6: the target label
+
+
+def test_the_target_label_is_the_tasks_and_the_poison_flags_change_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    scores = []
+    for name, flags in (("one", [0, 0, 0, 0]), ("other", [1, 0, 1, 1])):
+        store, keys = scored(tmp_path / name, tiny_model, flags)
+        assert (Spy.seen["target"], Spy.seen["lab"].target_label) == (1, 1)
+        scores.append(dict(np.load(store.folder(keys["score"]) / "scores.npz")))
+    assert all((scores[0][name] == scores[1][name]).all() for name in scores[0])
+
+
+def test_a_defense_is_fitted_on_held_out_texts_alone(tmp_path: Path, tiny_model: Path) -> None:
+    scored(tmp_path, tiny_model)
+    assert list(Spy.seen["heldout"].texts) == list(Spy.seen["lab"].heldout.texts) == [text for text, *_ in HELDOUT]
+    assert Spy.seen["heldout"].labels.tolist() == [label for _, label, _ in HELDOUT]
+    shown = json.dumps([str(value) for value in vars(Spy.seen["lab"]).values()])
+    assert not any(text in shown for text, *_ in [*TEST, *TRIGGERED])
+
+
+# --- B7: the rates arrive
+
+
+def test_frr_and_far_reach_the_record_and_its_file(tmp_path: Path, tiny_model: Path) -> None:
+    store, keys = scored(tmp_path / "store", tiny_model)
+    results.write([recorded(store, keys)], tmp_path / "out" / "cells")
+    (path,) = (tmp_path / "out" / "cells").iterdir()
+    written = json.loads(path.read_text())
+    # auroc: poisoned 2 8 9 against clean 3 7 1: 2 beats 1 alone, 8 and 9 beat all three: 7 of 9
+    expected = {"frr": 0.25, "frr_heldout": 1 / 5, "frr_test": 1 / 3, "far": 1 / 3, "asr": 3 / 4, "auroc": 7 / 9, "clean_metric": 5 / 7}
+    assert {name: written[name] for name in expected} == pytest.approx(expected)
+    assert results.read(tmp_path / "out") == [recorded(store, keys)]
+
+
+# --- B8: one poisoned test set
+
+
+def whole_plan(tiny_model: Path) -> Any:
+    block = Block(
+        victim=str(tiny_model), datasets=["demo"], attacks=REGISTRY.names("attack"), defenses=REGISTRY.names("defense"), frr=[0.01, 0.05]
+    )
+    return plan(cells_of([block], REGISTRY), REGISTRY, Bench(Path("/nowhere")))
+
+
+def test_asr_and_far_come_from_the_same_texts_for_all_defenses(tiny_model: Path) -> None:
+    made = whole_plan(tiny_model)
+    for attack in REGISTRY.names("attack"):
+        groups = [group for group in made.groups if group.cells[0].attack.name == attack]
+        assert len(groups) == len(REGISTRY.names("defense"))
+        assert len({(group.keys["poison"], group.keys["poisoned"], group.keys["victim"]) for group in groups}) == 1
+        for group in groups:
+            asked, judged = made.jobs[group.keys["poisoned"]], made.jobs[group.keys["score"]]
+            assert asked.inputs["texts"] == judged.inputs["poison"] == group.keys["poison"]
+            assert asked.inputs["victim"] == judged.inputs["victim"]
+            assert judged.inputs["poisoned"] == group.keys["poisoned"]
+
+
+def test_all_allowed_rates_are_read_off_one_scoring(tiny_model: Path) -> None:
+    assert all(sorted(cell.frr for cell in group.cells) == [0.01, 0.05] for group in whole_plan(tiny_model).groups)
+
+
+# --- B9: every combination
+
+
+def test_every_attack_meets_every_defense(tiny_model: Path) -> None:
+    met = {(group.cells[0].attack.name, group.cells[0].defense.name) for group in whole_plan(tiny_model).groups}
+    assert met == {(attack, defense) for attack in REGISTRY.names("attack") for defense in REGISTRY.names("defense")}
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_plugin_has_the_methods_that_the_core_calls(kind: Any, name: str) -> None:
+    own = REGISTRY.parse(kind, {"name": name, **NEEDS.get(name, {})})
+    for method in {
+        "attack": ("trigger", "plant", "resolve"),
+        "defense": ("fit", "prepare", "prepares"),
+        "dataset": ("load", "fingerprint"),
+    }[kind]:
+        base = next(base for base in type(own).__mro__ if base.__module__ == "rapbench.api")
+        assert list(inspect.signature(getattr(own, method)).parameters) == list(inspect.signature(getattr(base, method)).parameters)[1:]
+
+
+# --- B11, B12: what is shipped and claimed can be read and loaded
+
+
+@pytest.mark.parametrize("grid", shipped_grids())
+def test_every_shipped_grid_is_read_by_its_own_reader(grid: str) -> None:
+    assert cells_of(read_blocks(grid), REGISTRY)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_listed_plugin_can_be_made(kind: Any, name: str) -> None:
+    assert REGISTRY.parse(kind, {"name": name, **NEEDS.get(name, {})}).name == name
+
+
+def test_nothing_was_left_out() -> None:
+    assert not {package for package in REGISTRY.left_out if package.startswith("rapbench:")}
+
+
+def test_every_name_in_the_readme_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    known = {**{kind: set(REGISTRY.names(kind)) for kind in ("attack", "defense", "dataset")}, "grid": set(shipped_grids())}
+    claimed = [(kind, name) for kind, name in re.findall(r"--(attack|defense|dataset|grid) ([a-z0-9-]+)(?=[\s:])", text)]
+    for head, names in re.findall(r"^\| (attacks|defenses|data sets|grids) \| (.*) \|$", text, re.MULTILINE):
+        kind = {"attacks": "attack", "defenses": "defense", "data sets": "dataset", "grids": "grid"}[head]
+        claimed += [(kind, name) for name in re.findall(r"`([a-z0-9-]+)`", names)]
+    assert len(claimed) > 10
+    assert [(kind, name) for kind, name in claimed if name not in known[kind]] == []
+
+
+# --- B14: what is read is declared
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_option_is_declared_and_shown(kind: Any, name: str) -> None:
+    cls = REGISTRY.get(kind, name).cls
+    assert cls.__dataclass_params__.frozen
+    told = CliRunner().invoke(app, ["info", name])
+    assert told.exit_code == 0, told.output
+    assert [field.name for field in dataclasses.fields(cls) if field.name not in told.output] == []
+
+
+def undeclared(source: str, cls: type, other: Sequence[str] = ()) -> list[str]:
+    """Give the attributes of `options` (or of `self`, inside the plugin's class) that the class does not have."""
+    known = {*dir(cls), *(field.name for field in dataclasses.fields(cls)), *other}
+    tree = ast.parse(source)
+    own = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+    read = [node for part in own for node in ast.walk(part) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"]
+    read += [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("options", "self.options")]
+    return sorted({node.attr for node in read} - known)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_option_that_is_read_exists(kind: Any, name: str) -> None:
+    cls = REGISTRY.get(kind, name).cls
+    assert undeclared(inspect.getsource(sys.modules[cls.__module__]), cls) == []
+
+
+def test_the_claim_fails_where_an_option_is_read_that_nobody_declared() -> None:
+    assert undeclared("class Spy:\n    def fit(self): return self.train_data_path, self.seen\n", Spy) == ["train_data_path"]
+
+
+# --- B16: higher is more suspicious
+
+
+def test_rejecting_the_most_suspicious_is_what_the_whole_path_does(tmp_path: Path, tiny_model: Path) -> None:
+    store, keys = scored(tmp_path, tiny_model)
+    arrays = np.load(store.folder(keys["score"]) / "scores.npz")
+    assert arrays["poisoned_suspicion"].tolist() == [2, 8, 9]
+    assert recorded(store, keys).auroc == pytest.approx(auroc(np.array([3.0, 7.0, 1.0]), np.array([2.0, 8.0, 9.0])))
+    low, high = (recorded(store, keys, frr) for frr in (0.25, 0.75))
+    assert low.threshold is not None
+    assert high.threshold is not None
+    assert low.threshold > high.threshold  # a larger allowance rejects more, from the top
+
+
+@pytest.mark.parametrize("module", sorted({REGISTRY.get(kind, name).cls.__module__ for kind, name in EVERY}))
+def test_no_plugin_takes_a_seed_from_the_clock_or_a_global_source(module: str) -> None:
+    source = inspect.getsource(sys.modules[module])
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    assert not {call for call in calls if call.startswith(("time.", "np.random.", "datetime.")) and call != "np.random.default_rng"}
+    assert not {call for call in calls if call.startswith("random.") and call != "random.Random"}
+
+
+# --- B18: the allowed rate is an FRR, and a threshold may be negative
+
+
+def test_the_allowed_rate_is_called_frr_everywhere() -> None:
+    names = (
+        {field.name for field in dataclasses.fields(Record)} | {field.name for field in dataclasses.fields(Cell)} | set(Block.model_fields)
+    )
+    assert "frr" in names
+    assert not {name for name in names if "acceptance" in name or name in ("fpr", "far_allowed")}
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 0.0, 1000.0])
+def test_rates_do_not_change_where_all_scores_are_shifted_past_zero(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, shift: float
+) -> None:
+    plain = SpyDetector.suspicion
+    monkeypatch.setattr(SpyDetector, "suspicion", lambda self, texts: plain(self, texts) + shift)
+    got = recorded(*scored(tmp_path, tiny_model))
+    assert got.threshold == pytest.approx(4 + shift)
+    assert (got.frr_heldout, got.frr_test, got.far) == (pytest.approx(1 / 5), pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
+def test_the_pointers_in_the_table_lead_to_tests() -> None:
+    pointers = re.findall(r"(test_[a-z]+): ([a-z0-9_, ]+)", __doc__ or "")
+    assert len(pointers) == 11
+    for file, names in pointers:
+        source = (ROOT / "tests" / f"{file}.py").read_text()
+        for name in names.strip().split(", "):
+            assert f"def test_{name}" in source, f"{file} has no test_{name}"
