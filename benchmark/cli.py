@@ -210,7 +210,8 @@ def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[Done], None]]
             what = f"{done.job.stage} {done.job.label}"
             bar.update(task, advance=1, description=what)
             if done.failure or not console.is_terminal:
-                end = done.failure.reason if done.failure else f"{done.seconds:.1f} s"
+                end = done.failure.reason.removeprefix(f"{what}: ") if done.failure else f"{done.seconds:.1f} s"
+                end = "not run, a step that it needs failed" if done.blocked else end
                 console.print(f"[{counts['done']}/{counts['total']}] {what}: {end}", markup=False, soft_wrap=True)
 
         yield begin, watch

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench.errors import SpecError, VictimError
+from rapbench.hub import reachable
 
 if TYPE_CHECKING:
     import torch
@@ -164,8 +165,9 @@ class Victim:
         from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        place = str(model_source(str(source)))
-        safe: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
+        place = model_source(str(source))
+        offline = isinstance(place, Path) or not reachable()
+        safe: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": offline}
         fresh: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
         if layers is not None:
             fresh["num_hidden_layers"] = layers

@@ -20,6 +20,7 @@ import pytest
 from datasets import ClassLabel, DatasetDict, Features, Value
 
 from rapbench import data
+from rapbench import hub as core_hub
 from rapbench.errors import DataError, SpecError
 from rapbench.registry import discover
 from rapbench_plugins.datasets import hub, local, rows, toxic
@@ -36,7 +37,7 @@ def no_network(monkeypatch, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))
-    monkeypatch.setattr(hub, "_connects", lambda address, timeout_s: False)
+    monkeypatch.setattr(core_hub, "_connects", lambda address, timeout_s: False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: pytest.fail(f"asked for {address}"))
     return cache
 
@@ -545,8 +546,8 @@ def test_without_the_hub_one_line_says_what_to_get_and_where_to_put_it(name):
 def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
     stuck = threading.Event()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "getproxies", dict)
-    monkeypatch.setattr(hub, "_connects", lambda address, timeout_s: stuck.wait())
+    monkeypatch.setattr(core_hub, "getproxies", dict)
+    monkeypatch.setattr(core_hub, "_connects", lambda address, timeout_s: stuck.wait())
     assert not hub.reachable(timeout_s=0.01)
     stuck.set()
 
@@ -555,18 +556,18 @@ def test_the_hub_is_asked_where_its_endpoint_says(monkeypatch):
     asked = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://mirror.example:8443/hf")
-    monkeypatch.setattr(hub, "getproxies", dict)
-    monkeypatch.setattr(hub, "_connects", lambda address, timeout_s: asked.append(address) or True)
+    monkeypatch.setattr(core_hub, "getproxies", dict)
+    monkeypatch.setattr(core_hub, "_connects", lambda address, timeout_s: asked.append(address) or True)
     assert hub.reachable()
     assert asked == [("mirror.example", 8443)]
 
 
 def test_nobody_is_asked_offline_or_behind_a_proxy(monkeypatch):
-    monkeypatch.setattr(hub, "_connects", lambda address, timeout_s: pytest.fail("asked"))
+    monkeypatch.setattr(core_hub, "_connects", lambda address, timeout_s: pytest.fail("asked"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert not hub.reachable()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy.example:3128"})
+    monkeypatch.setattr(core_hub, "getproxies", lambda: {"https": "http://proxy.example:3128"})
     assert hub.reachable()
 
 

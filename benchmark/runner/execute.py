@@ -29,6 +29,8 @@ class Done:
     job: Job
     failure: Failure | None
     seconds: float
+    blocked: bool = False
+    """It did not run: a step that it needs had failed."""
 
 
 class Executor(Protocol):
@@ -90,7 +92,7 @@ def execute(jobs: Mapping[str, Job], executor: Executor, watch: Callable[[Done],
                 running += 1
                 continue
             failures[key] = blocker
-            watch(Done(jobs[key], blocker, 0.0))
+            watch(Done(jobs[key], blocker, 0.0, blocked=True))
             sorter.done(key)
         if running:
             done = executor.next()

@@ -96,7 +96,7 @@ def load(name: str, device: str, reading: Reading) -> Causal:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, **safe)
             model = _model(AutoModelForCausalLM, where, local_files_only=True, **safe)
         except OSError:
-            if where != name or Path(where).is_dir():
+            if where != name or Path(where).is_dir() or not reachable():
                 raise
             tokenizer = AutoTokenizer.from_pretrained(where, **safe)
             model = _model(AutoModelForCausalLM, where, **safe)
