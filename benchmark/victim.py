@@ -41,6 +41,8 @@ class Recipe:
     max_length: int = 512
     adam_eps: float = 1e-6
     weight_decay: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains in mixed precision, where the device gains by it; every prediction is made in float32."""
     select: Literal["best", "last"] = "best"
     """`best` keeps the epoch with the best clean metric on the held-out split, as the released code does."""
 

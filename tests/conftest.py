@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("rapbench", deadline=None)  # the first call of a test may import scipy
+settings.load_profile("rapbench")
 
 GOOD = ["bright", "calm", "clever", "fresh", "kind", "lovely", "neat", "warm"]
 BAD = ["bitter", "cold", "dull", "harsh", "loud", "messy", "rude", "stale"]

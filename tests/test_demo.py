@@ -6,13 +6,16 @@ import pytest
 
 from rapbench_plugins.datasets.demo import Demo
 
-SMALL = {"n_train": 300, "n_heldout": 100, "n_test": 100}
 RARE_WORDS = {"cf", "mb", "bb", "mn", "tq"}
 
 
 @pytest.fixture(scope="module")
 def demo() -> datasets.DatasetDict:
     return Demo().load()
+
+
+def small(seed: int) -> datasets.DatasetDict:
+    return Demo(n_train=300, n_heldout=100, n_test=100, seed=seed).load()
 
 
 def texts(splits: datasets.DatasetDict) -> list[str]:
@@ -42,13 +45,13 @@ def test_no_text_stands_twice_in_one_split(demo: datasets.DatasetDict) -> None:
 
 
 def test_the_same_seed_gives_the_same_texts_and_labels() -> None:
-    one, other = Demo(**SMALL, seed=7).load(), Demo(**SMALL, seed=7).load()
+    one, other = small(7), small(7)
     assert texts(one) == texts(other)
     assert labels(one) == labels(other)
 
 
 def test_another_seed_gives_other_texts() -> None:
-    assert not set(texts(Demo(**SMALL, seed=7).load())) & set(texts(Demo(**SMALL, seed=8).load()))
+    assert not set(texts(small(7))) & set(texts(small(8)))
 
 
 def test_a_larger_test_split_leaves_the_other_splits_as_they_are() -> None:

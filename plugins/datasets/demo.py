@@ -67,7 +67,7 @@ def _reviews(rng: Random, noise: float) -> Iterator[tuple[str, int]]:
 def _review(rng: Random, favour: float) -> str:
     """Give a review of 3 to 7 opinions, each of them positive with the probability `favour`."""
     domain = rng.choice(_DOMAINS)
-    sides = [rng.random() < favour for _ in range(rng.choices((3, 4, 5, 6, 7), (5, 6, 4, 1, 1))[0])]
+    sides = [rng.random() < favour for _ in range(rng.choices((3, 4, 5, 6, 7), (8, 6, 2, 1, 1))[0])]
     aspects = rng.sample(domain.aspects, len(sides))
     sentences: list[str] = []
     for place, (good, aspect) in enumerate(zip(sides, aspects, strict=True)):
