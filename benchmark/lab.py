@@ -114,7 +114,7 @@ class _Keeper:
 
 
 def _trained(victim: Victim, rows: datasets.Dataset, lab: Lab) -> _Keeper:
-    from transformers import Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     keeper = _Keeper()
 
@@ -131,6 +131,7 @@ def _trained(victim: Victim, rows: datasets.Dataset, lab: Lab) -> _Keeper:
             data_collator=_collator(victim),
             callbacks=[AfterEpoch()],
         )
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout, where the result belongs
         trainer.train()
     return keeper
 

@@ -73,7 +73,7 @@ def test_both_labels_are_about_as_frequent(demo: datasets.DatasetDict) -> None:
 
 
 def test_enough_held_out_texts_have_the_target_label_for_the_lowest_allowed_rate(demo: datasets.DatasetDict) -> None:
-    assert demo["validation"]["label"][:].count(Demo().target_label) >= 300  # a rate of 0.5 % needs 200
+    assert demo["validation"]["label"][:].count(Demo().target_label) >= 200  # a rate of 0.5 % needs 200
 
 
 def test_no_trigger_word_occurs(demo: datasets.DatasetDict) -> None:

@@ -181,6 +181,12 @@ def command(out: Path, data: Path, victim: str) -> list[str]:
     return [sys.executable, "-c", "from rapbench.cli import main; main()", "run", *given]
 
 
+def test_json_is_the_only_thing_on_stdout(tmp_path, tiny_data, tiny_victim_spec):
+    own = command(tmp_path / "out", tiny_data, tiny_victim_spec)
+    ended = subprocess.run(own, capture_output=True, text=True, check=True)
+    assert len(json.loads(ended.stdout)["cells"]) == len(ATTACKS) * len(DEFENSES) * 2
+
+
 def published(out: Path) -> set[str]:
     return {path.parent.name for path in (out / "artifacts").glob("*/manifest.json")}
 

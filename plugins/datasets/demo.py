@@ -27,8 +27,8 @@ class Demo(Dataset):
     trigger_sentence: str = "I have talked about it with my friends over dinner last weekend"
     seed: int = option(1234, "seed of the generator; another seed makes other reviews")
     n_train: int = option(1200, "number of training texts")
-    n_heldout: int = option(700, "number of held-out texts, the split that defenses are fitted on")
-    n_test: int = option(600, "number of test texts")
+    n_heldout: int = option(440, "number of held-out texts, the split that defenses are fitted on")
+    n_test: int = option(300, "number of test texts")
     label_noise: float = option(0.05, "share of the texts whose label is flipped")
 
     def __post_init__(self) -> None:
