@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from rapbench.errors import CellError, VictimError
+from rapbench.hub import reachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,17 +90,11 @@ def load(name: str, device: str, reading: Reading) -> Causal:
     """Load a causal language model in float32 from a folder, the local cache or the hub: safetensors, no code of its own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    safe: dict[str, Any] = {"trust_remote_code": False}
     try:
         where = _source(name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, **safe)
-            model = _model(AutoModelForCausalLM, where, local_files_only=True, **safe)
-        except OSError:
-            if where != name or Path(where).is_dir() or not reachable():
-                raise
-            tokenizer = AutoTokenizer.from_pretrained(where, **safe)
-            model = _model(AutoModelForCausalLM, where, **safe)
+        safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": Path(where).is_dir() or not reachable()}
+        tokenizer = AutoTokenizer.from_pretrained(where, **safe)
+        model = _model(AutoModelForCausalLM, where, **safe)
     except (OSError, ValueError) as error:
         raise VictimError(
             f"onion cannot load the language model {name!r} ({_line(error)}): give lm=trigram, a folder that holds "
