@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rapbench.errors import GridError, RapbenchError
+from rapbench.errors import GridError, RapbenchError, SpecError
 
 if TYPE_CHECKING:
     from rapbench.grid import Cell
@@ -121,7 +122,6 @@ def list_plugins(as_json: Json = False) -> None:
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="A plugin's name.")], as_json: Json = False) -> None:
     """Show a plugin: what it does, where it comes from, its options and their defaults."""
-    from rapbench.errors import SpecError
     from rapbench.registry import discover, unknown
 
     registry = discover()
@@ -172,10 +172,15 @@ def _cells(grid: str | None, given: dict[str, Any], registry: Registry) -> list[
 
 
 def _device(name: str) -> str:
-    """Resolve `auto` without importing torch where it is a CPU build."""
+    """Resolve `auto` without importing torch where it is a CPU build; refuse a device that cannot be there."""
+    cpu_build = importlib.metadata.version("torch").endswith("+cpu")
     if name != "auto":
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+            raise SpecError(f"unknown device {name!r} (there are: auto, cpu, cuda, cuda:N, mps)")
+        if cpu_build and name != "cpu":
+            raise SpecError(f"the device {name!r} needs another torch: this one is a CPU build")
         return name
-    if importlib.metadata.version("torch").endswith("+cpu"):
+    if cpu_build:
         return "cpu"
     import torch
 

@@ -140,7 +140,7 @@ def _arguments(lab: Lab, scratch: str) -> Any:
     from transformers import TrainingArguments
 
     recipe = lab.recipe
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.lr,
@@ -162,6 +162,8 @@ def _arguments(lab: Lab, scratch: str) -> Any:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a step has one device; several would be wrapped into DataParallel
+    return arguments
 
 
 def _collator(victim: Victim) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:

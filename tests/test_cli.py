@@ -277,3 +277,12 @@ def test_report_on_an_empty_folder_is_refused(tmp_path, rapbench):
     ended = rapbench("report", tmp_path)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"rapbench: no results in {str(tmp_path)!r}: give the folder of `rapbench run --out`\n"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu0", ""])
+def test_an_unknown_device_is_one_line(name):
+    from rapbench.cli import _device
+    from rapbench.errors import SpecError
+
+    with pytest.raises(SpecError, match="there are: auto, cpu, cuda, cuda:N, mps"):
+        _device(name)

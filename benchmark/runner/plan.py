@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan(cells: Iterable[Cell], registry: Registry, bench: Bench) -> Plan:
-    """Give the plan of these cells."""
+    """Give the plan of these cells; a DataError where not one of their data sets can be had."""
     made = Plan()
     planner = _Planner(registry, bench, made)
     grouped: dict[str, list[Cell]] = {}
@@ -93,6 +93,8 @@ def plan(cells: Iterable[Cell], registry: Registry, bench: Bench) -> Plan:
             made.groups.append(Group(tuple(group), planner.keys(group[0])))
         except DataError as error:
             made.refused += [(cell, str(error)) for cell in group]
+    if made.refused and not made.groups:
+        raise DataError(made.refused[0][1])
     return made
 
 
