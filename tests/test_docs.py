@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import yaml
 
 from rapbench.grid import Block, cells_of, checked_block, shipped_grids
 from rapbench.registry import discover
+from rapbench.victim import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS, GUIDE, README = (ROOT / name for name in ("docs/plugins.md", "docs/guide.md", "README.md"))
@@ -51,6 +54,20 @@ def test_the_grid_of_the_guide_is_a_grid():
     (text,) = fenced(GUIDE, "yaml")
     block = checked_block(yaml.safe_load(text), "the guide")
     assert len(cells_of([block], discover())) == 4 * 4 * 4
+
+
+def test_every_option_of_the_recipe_is_in_the_guide():
+    text = GUIDE.read_text(encoding="utf-8")
+    assert [f.name for f in dataclasses.fields(Recipe) if f.name != "model" and f"`{f.name}`" not in text] == []
+
+
+def test_every_command_and_option_of_the_command_line_is_in_the_documents():
+    text = "".join(path.read_text(encoding="utf-8") for path in (GUIDE, README, PLUGINS))
+    shown = subprocess.run(
+        [sys.executable, "-c", "from rapbench.cli import main; main()", "run", "--help"], capture_output=True, text=True, check=True
+    )
+    options = set(re.findall(r"--[a-z-]+", shown.stdout)) - {"--help"}
+    assert sorted(option for option in options if option not in text) == []
 
 
 def test_every_grid_key_grid_and_plugin_is_in_the_documents():

@@ -393,7 +393,7 @@ def test_a_full_disk_is_told_in_one_line(ran, tmp_path, tiny_data, tiny_victim_s
     assert "No space left on device; free space there or choose another --out" in records[0].reason
 
 
-def test_a_data_set_that_cannot_be_had_fails_its_cells_alone(ran, tiny_data, tiny_victim_spec, monkeypatch):
+def test_a_data_set_that_cannot_be_had_fails_its_cells_alone(ran, tiny_data, tiny_victim_spec):
     out, _, _ = ran
     own = block(tiny_data, tiny_victim_spec, datasets=["twitter", f"folder:path={tiny_data}"], attacks=ATTACKS[1:2], frr=[0.05])
     records, done = run(own, out)
