@@ -20,6 +20,12 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
+def own_mib() -> float:
+    """Give the resident memory that is no mapped file, in MiB: the pages of a memory-mapped split do not count."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
 def reset_peak() -> float:
     """Forget the highest resident size so far; give the present one, in MiB."""
     CLEAR.write_text("5")
@@ -65,9 +71,9 @@ def test_a_training_split_of_a_million_texts_is_poisoned_from_the_disk(tmp_path)
     del made
     train = datasets.load_from_disk(str(tmp_path / "train"))
     size = sum(path.stat().st_size for path in (tmp_path / "train").iterdir()) / MIB
-    before = reset_peak()
+    before = own_mib()
     poisoned = poisoned_rows(train, discover().parse("attack", "badnet-rw:word=mb"), 1, rng(1, "poison/train"))
-    used = peak_mib() - before
+    used = own_mib() - before
     print(f"{size:.0f} MiB of rows on the disk, {used:.0f} MiB of memory for {len(poisoned)} poisoned copies")
     assert len(poisoned) == 50_000
-    assert used < 4 * 50_000 / 1_000_000 * size + 200
+    assert used < size / 2
