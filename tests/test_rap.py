@@ -109,7 +109,7 @@ def test_only_the_row_of_the_word_differs_and_it_keeps_its_length(planted: Victi
 
 
 def test_a_freed_norm_changes(planted: Victim, heldout: Labelled, lab: Lab) -> None:
-    clone, row = constructed(Rap(keep_norm=False, epochs=1, lr=0.1).settled(), planted, heldout, lab), planted.token_id("cf")
+    clone, row = constructed(Rap(keep_norm=False, epochs=1, lr=10.0).settled(), planted, heldout, lab), planted.token_id("cf")
     assert abs(float(matrix(clone)[row].norm() / matrix(planted)[row].norm()) - 1) > 1e-2
 
 
