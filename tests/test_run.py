@@ -217,7 +217,11 @@ def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(tmp_path, tiny_data, tiny_victim_spec, number):
     process = subprocess.Popen(
-        command(tmp_path / "out", tiny_data, tiny_victim_spec), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(tmp_path / "out", tiny_data, tiny_victim_spec),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )
     wait_for(tmp_path / "out", 5, process)
     process.send_signal(number)
