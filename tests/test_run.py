@@ -406,3 +406,10 @@ def test_a_data_set_that_cannot_be_had_fails_its_cells_alone(ran, tiny_data, tin
     assert by_dataset["folder"].status == "ok"
     assert by_dataset["twitter"].status == "failed"
     assert "twitter:path=FOLDER" in by_dataset["twitter"].reason
+
+
+def test_the_longest_chain_starts_first():
+    from rapbench.runner.execute import _heights
+
+    # a -> b -> c and d -> c: two steps wait behind a, one behind b and one behind d
+    assert _heights({"a": [], "b": ["a"], "d": [], "c": ["b", "d"]}) == {"a": 2, "b": 1, "d": 1, "c": 0}

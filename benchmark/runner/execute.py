@@ -83,9 +83,11 @@ def execute(jobs: Mapping[str, Job], executor: Executor, watch: Callable[[Done],
     graph = {key: [own for own in job.inputs.values() if own in jobs] for key, job in jobs.items()}
     sorter = TopologicalSorter(graph)
     sorter.prepare()
+    order = {key: place for place, key in enumerate(jobs)}
+    heights = _heights(graph)
     running = 0
     while sorter.is_active():
-        for key in sorted(sorter.get_ready(), key=list(jobs).index):
+        for key in sorted(sorter.get_ready(), key=lambda key: (-heights[key], order[key])):
             blocker = next((failures[own] for own in graph[key] if own in failures), None)
             if blocker is None:
                 executor.submit(jobs[key])
@@ -101,3 +103,12 @@ def execute(jobs: Mapping[str, Job], executor: Executor, watch: Callable[[Done],
                 failures[done.job.key] = done.failure
             watch(done)
             sorter.done(done.job.key)
+
+
+def _heights(graph: Mapping[str, list[str]]) -> dict[str, int]:
+    """Give the length of the longest chain of jobs that waits for each: the longest goes first, or it is the tail."""
+    heights = dict.fromkeys(graph, 0)
+    for key in reversed(list(TopologicalSorter(graph).static_order())):
+        for needed in graph[key]:
+            heights[needed] = max(heights[needed], heights[key] + 1)
+    return heights
