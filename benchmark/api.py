@@ -35,6 +35,10 @@ class Labelled:
     texts: Sequence[str]
     labels: NDArray[np.int64]
 
+    def where(self, mask: NDArray[np.bool_]) -> Labelled:
+        """Give the rows at which the mask, shape (n,), is true, in order."""
+        return Labelled([text for text, wanted in zip(self.texts, mask, strict=True) if wanted], self.labels[mask])
+
     def of(self, label: int) -> list[str]:
         """Give the texts with this label, in order."""
         return [text for text, own in zip(self.texts, self.labels, strict=True) if own == label]
@@ -101,8 +105,12 @@ class Attack(ABC):
 
     name: ClassVar[str]
     poisons: ClassVar[bool] = True
+    poisons_every_label: ClassVar[bool] = False
+    """Whether copies are made of training texts of any label, and not of the non-target ones alone."""
     starts_from: ClassVar[str | None] = None
     """The attack whose finished victim this one starts from (`lab.start()`), by name."""
+    can_be_finetuned: ClassVar[bool] = True
+    """Whether its victim may be fine-tuned by its user before it is defended (the fine-tuning setting)."""
 
     poison_rate: float = option(0.1, "share of the non-target training texts that get a triggered copy")
     poison_mode: Literal["append", "replace"] = option("append", "whether the clean originals of the copies stay")
@@ -123,6 +131,10 @@ class Attack(ABC):
     @abstractmethod
     def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
         """Give the text with the trigger in it, among its first `limit` words (None: anywhere)."""
+
+    def test_trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
+        """Give the text as the attacker sends it to the finished victim; the same as in training unless overridden."""
+        return self.trigger(text, rng, limit)
 
     def plant(self, task: Task, lab: Lab) -> Victim:
         """Give the backdoored victim. The default is the dirty-label recipe: train on clean and poisoned rows."""
@@ -171,6 +183,10 @@ class Defense(ABC):
     def words(self) -> tuple[str, ...]:
         """The words that the defense itself puts into texts."""
         return ()
+
+    def learns_from_protect_texts(self) -> bool:
+        """Say whether `fit` looks at held-out texts of the protect label; if not, both protocols share one fit."""
+        return True
 
     def prepares(self) -> Mapping[str, Any] | None:
         """Give the options that `prepare` depends on, or None where there is nothing to prepare."""

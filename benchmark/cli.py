@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench.errors import GridError, RapbenchError, SpecError
+from rapbench import cli_paper, cli_run
+from rapbench.cli_run import Json
+from rapbench.errors import RapbenchError, SpecError
 
 if TYPE_CHECKING:
-    from rapbench.grid import Cell
-    from rapbench.registry import Found, Registry
-    from rapbench.runner.execute import Done
-    from rapbench.runner.plan import Plan
+    from rapbench.registry import Found
+    from rapbench.results import Record
 
-DEFAULT_GRID = "demo"
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+DEFAULT_GRIDS = {"run": "demo", "probe": "probe", "theorem": "theorem"}
+USAGE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -32,8 +29,6 @@ app = typer.Typer(
     help="Plant textual backdoors into classifiers, defend them, and report how well and at what cost.",
     epilog="Exit codes: 0 all well, 1 some cell failed, 2 usage, 130 interrupted.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def main() -> None:
@@ -59,43 +54,44 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def run(
-    grid: Annotated[
-        str | None, typer.Option(help="A shipped grid or a YAML file; bare --grid is the embedded default.", metavar="[NAME|FILE]")
-    ] = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="For a grid without a file: a data set spec; repeatable.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="An attack spec, like badnet-rw:word=mb; repeatable.")] = None,
+    grid: cli_run.Grid = None,
+    dataset: cli_run.Datasets = None,
+    attack: cli_run.Attacks = None,
     defense: Annotated[list[str] | None, typer.Option(help="A defense spec, like strip:copies=20; repeatable.")] = None,
     frr: Annotated[list[float] | None, typer.Option(help="An allowed false-rejection rate in (0, 1); repeatable.")] = None,
-    victim: Annotated[str | None, typer.Option(help="A victim spec: a hub id, a folder or minilm-l6, like minilm-l6:epochs=3.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; repeatable.")] = None,
-    out: Annotated[Path, typer.Option(help="The results folder; the same command again resumes there.")] = Path("rapbench-results"),
-    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Where steps run.")] = "ray",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads per step; results depend on it.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: cells, what is cached, what would run.")] = False,
-    as_json: Json = False,
+    poisoned_on: cli_run.PoisonedOn = None,
+    finetune: cli_run.Finetune = None,
+    victim: cli_run.Victim = None,
+    seed: cli_run.Seeds = None,
+    out: cli_run.Out = cli_run.OUT,
+    executor: cli_run.Executor = "ray",
+    threads: cli_run.Threads = 1,
+    device: cli_run.Device = "auto",
+    dry_run: cli_run.DryRun = False,
+    as_json: cli_run.Json = False,
 ) -> None:
     """Compute every cell of a grid: plant, defend, report."""
+    from rapbench.grid import Block, cells_of
     from rapbench.registry import discover
 
     registry = discover()
-    given = {"datasets": dataset, "attacks": attack, "defenses": defense, "frr": frr, "victim": victim, "seeds": seed}
-    cells = _cells(grid, {key: value for key, value in given.items() if value}, registry)
+    given = {
+        "datasets": dataset,
+        "poisoned_on": poisoned_on,
+        "finetune": finetune,
+        "attacks": attack,
+        "defenses": defense,
+        "frr": frr,
+        "victim": victim,
+        "seeds": seed,
+    }
+    cells = cells_of(cli_run.blocks(grid, given, Block, ("datasets", "attacks", "defenses")), registry)
     from rapbench.report.tables import render
-    from rapbench.runner.session import Session, planned
 
-    plan, bench = planned(cells, registry, out, device=_device(device), threads=threads)
-    if dry_run:
-        typer.echo(_plan_json(plan, bench.store) if as_json else _plan_text(plan, bench.store))
-        return
-    session = Session(plan, bench, out, executor)
-    with _progress() as (begin, watch):
-        records = session.run(watch, begin)
-    typer.echo(render(records, "json" if as_json else "github"))
-    for reason in sorted({one.reason or "" for one in records if one.status in ("failed", "skipped")}):
-        typer.echo(f"rapbench: {reason}", err=True)
-    if any(one.status == "failed" for one in records):
-        raise typer.Exit(FAILED)
+    records = cli_run.finished(cells, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json))
+    if records is not None:
+        typer.echo(render(cast("list[Record]", records), "json" if as_json else "github"))
+        cli_run.end(records)
 
 
 @app.command(name="list")
@@ -135,112 +131,20 @@ def info(name: Annotated[str, typer.Argument(help="A plugin's name.")], as_json:
         typer.echo(_info_text(_about(found)))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A results folder of `rapbench run --out`.")],
-    form: Annotated[Literal["github", "latex", "csv", "json"], typer.Option("--format", help="How to print the cells.")] = "github",
-) -> None:
-    """Print the cells of a results folder."""
-    from rapbench import results
-    from rapbench.report.tables import render
-
-    typer.echo(render(results.read(folder), form))
+app.command()(cli_paper.probe)
+app.command()(cli_paper.theorem)
+app.command()(cli_paper.report)
+app.command()(cli_paper.compare)
 
 
 def _with_default_grid(arguments: Sequence[str]) -> list[str]:
-    """Give the arguments with the embedded default behind a bare --grid, for which typer has no notation."""
+    """Give the arguments with the command's default grid behind a bare --grid, for which typer has no notation."""
     given = list(arguments)
-    if "--grid" in given:
+    if "--grid" in given and given[0] in DEFAULT_GRIDS:
         after = given.index("--grid") + 1
         if after == len(given) or given[after].startswith("-"):
-            given.insert(after, DEFAULT_GRID)
+            given.insert(after, DEFAULT_GRIDS[given[0]])
     return given
-
-
-def _cells(grid: str | None, given: dict[str, Any], registry: Registry) -> list[Cell]:
-    from rapbench.grid import cells_of, checked_block, read_blocks
-
-    if grid is not None:
-        if given:
-            flags = ", ".join(f"--{key.removesuffix('s')}" for key in sorted(given))
-            raise GridError(f"--grid names the whole grid: leave out {flags}, or put it into a file")
-        return cells_of(read_blocks(grid), registry)
-    missing = [name for name in ("datasets", "attacks", "defenses") if name not in given]
-    if missing:
-        raise GridError(f"nothing to run: give --grid, or {', '.join('--' + name.removesuffix('s') for name in missing)}")
-    return cells_of([checked_block(given, "the command line")], registry)
-
-
-def _device(name: str) -> str:
-    """Resolve `auto` without importing torch where it is a CPU build; refuse a device that cannot be there."""
-    cpu_build = importlib.metadata.version("torch").endswith("+cpu")
-    if name != "auto":
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-            raise SpecError(f"unknown device {name!r} (there are: auto, cpu, cuda, cuda:N, mps)")
-        if cpu_build and name != "cpu":
-            raise SpecError(f"the device {name!r} needs another torch: this one is a CPU build")
-        return name
-    if cpu_build:
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[Done], None]]]:
-    """Show the steps on stderr: a bar with the time left on a terminal, one plain line per step elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        counts = {"total": 0, "done": 0}
-
-        def begin(total: int) -> None:
-            counts["total"] = total
-            bar.update(task, total=total, description="all cached" if not total else "running")
-
-        def watch(done: Done) -> None:
-            counts["done"] += 1
-            what = f"{done.job.stage} {done.job.label}"
-            bar.update(task, advance=1, description=what)
-            if done.failure or not console.is_terminal:
-                end = done.failure.reason.removeprefix(f"{what}: ") if done.failure else f"{done.seconds:.1f} s"
-                end = "not run, a step that it needs failed" if done.blocked else end
-                console.print(f"[{counts['done']}/{counts['total']}] {what}: {end}", markup=False, soft_wrap=True)
-
-        yield begin, watch
-
-
-def _plan_json(plan: Plan, store: Path) -> str:
-    from rapbench.artifacts import Store
-
-    missing = plan.missing(Store(store))
-    jobs = [{"stage": job.stage, "label": job.label, "key": key, "cached": key not in missing} for key, job in plan.jobs.items()]
-    return json.dumps({"cells": [{**cell.names, "skip": cell.skip} for cell in plan.cells], "jobs": jobs}, indent=1)
-
-
-def _plan_text(plan: Plan, store: Path) -> str:
-    from tabulate import tabulate
-
-    from rapbench.artifacts import Store
-
-    missing = plan.missing(Store(store))
-    rows = [[job.stage, job.label, "would run" if key in missing else "not needed or cached"] for key, job in plan.jobs.items()]
-    skipped = [f"skipped: {cell.names['attack']} {cell.names['defense']}: {cell.skip}" for cell in plan.skipped]
-    refused = sorted({f"would fail: {reason}" for _, reason in plan.refused})
-    head = f"{len(plan.cells)} cells ({len(plan.skipped)} skipped), {len(plan.jobs)} steps, {len(missing)} would run"
-    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *skipped, *refused])
 
 
 def _about(found: Found) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,25 +16,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rapbench.api import Attack, Dataset, Defense
 from rapbench.errors import GridError, SpecError
 from rapbench.lab import rng
+from rapbench.protocol import PROTOCOLS
 from rapbench.registry import Registry, build, spec_of, split_spec, unknown
 from rapbench.victim import Recipe
 
 Spec = str | dict[str, Any]
-PROTOCOL = "paper"
 MAX_BYTES = 1 << 20
 
 
-class Block(BaseModel):
-    """One product of data sets x attacks x defenses x FRRs x seeds on one victim recipe."""
+class Victims(BaseModel):
+    """One product of data sets x attacks x seeds on one victim recipe: the victims of a grid."""
 
     model_config = ConfigDict(extra="forbid")
 
     victim: Spec = "bert-base-uncased"
     datasets: list[Spec] = Field(min_length=1)
+    poisoned_on: list[Spec] = []
+    """The fine-tuning setting: the attacker's data sets; the user fine-tunes on, and defends, each of `datasets`."""
+    finetune: Spec = {}
+    """What the user's fine-tuning does otherwise than the victim's recipe says."""
     attacks: list[Spec] = Field(min_length=1)
+    seeds: list[int] = Field(default=[1234], min_length=1)
+
+
+class Block(Victims):
+    """One product of victims x defenses x FRRs."""
+
     defenses: list[Spec] = Field(min_length=1)
     frr: list[float] = Field(default=[0.005, 0.01, 0.03, 0.05], min_length=1)
-    seeds: list[int] = Field(default=[1234], min_length=1)
 
     @field_validator("frr")
     @classmethod
@@ -44,43 +54,74 @@ class Block(BaseModel):
         return values
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination to compute. `attack` is resolved (its trigger is decided); `attack_spec` is as it was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """One victim to make. `attack` is resolved (its trigger is decided); `attack_spec` is as it was asked for.
+
+    Main setting: poisoned, defended and attacked on `dataset`. Fine-tuning setting: poisoned on `poisoned_on`, then
+    fine-tuned by its user on the clean texts of `dataset` with the recipe `tuning`.
+    """
 
     dataset: Dataset
+    poisoned_on: Dataset | None = None
+    tuning: Recipe | None = None
     attack: Attack
     attack_spec: str
-    defense: Defense
     recipe: Recipe
     seed: int
+
+    @property
+    def home(self) -> Dataset:
+        """The attacker's data set."""
+        return self.poisoned_on or self.dataset
+
+    @property
+    def deployed(self) -> Recipe:
+        """The recipe by which the defended victim reads texts: its user's, where there is one."""
+        return self.tuning or self.recipe
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the victim is called in results and tables: canonical specs."""
+        return {
+            "dataset": spec_of(self.dataset),
+            "setting": "fine-tuned" if self.poisoned_on else "main",
+            "poisoned_on": spec_of(self.poisoned_on) if self.poisoned_on else None,
+            "tuning": victim_spec(self.tuning) if self.tuning else None,
+            "attack": self.attack_spec,
+            "victim": victim_spec(self.recipe),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Planted):
+    """One combination to compute."""
+
+    defense: Defense
     frr: float
+    protocol: str
     skip: str | None = None
     """Why this combination makes no sense, or None."""
 
     @property
     def names(self) -> dict[str, Any]:
         """What the cell is called in results and tables: canonical specs."""
-        return {
-            "dataset": spec_of(self.dataset),
-            "attack": self.attack_spec,
-            "defense": spec_of(self.defense),
-            "victim": victim_spec(self.recipe),
-            "seed": self.seed,
-            "frr": self.frr,
-            "protocol": PROTOCOL,
-        }
+        return {**super().names, "defense": spec_of(self.defense), "frr": self.frr, "protocol": self.protocol}
 
 
-def read_blocks(name: str) -> list[Block]:
+B = TypeVar("B", bound=Victims)
+
+
+def read_blocks(name: str, cls: type[B] = Block) -> list[B]:  # type: ignore[assignment]
     """Give the blocks of a shipped grid (by name) or of a YAML file (by path)."""
     shipped = shipped_grids()
     if name in shipped:  # first: a folder or file of that name may lie around
         text = resources.files("rapbench.grids").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-        return _blocks(yaml.safe_load(text), name)
+        return _blocks(yaml.safe_load(text), name, cls)
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or "/" in name or os.path.isfile(name):
-        return _blocks(_yaml(path), str(path))
+        return _blocks(_yaml(path), str(path), cls)
     raise GridError(unknown("grid", name, shipped) + "; or give the path of a .yaml file")
 
 
@@ -89,14 +130,14 @@ def shipped_grids() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in resources.files("rapbench.grids").iterdir() if item.name.endswith(".yaml"))
 
 
-def checked_block(options: Mapping[str, Any], where: str) -> Block:
+def checked_block(options: Mapping[str, Any], where: str, cls: type[B] = Block) -> B:  # type: ignore[assignment]
     """Give the block of plain options; a GridError names the key that was wrong."""
-    known = Block.model_fields
+    known = cls.model_fields
     for key in options:
         if key not in known:
             raise GridError(unknown(f"key of {where}", str(key), known))
     try:
-        return Block.model_validate(dict(options))
+        return cls.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         message = str(first["msg"]).removeprefix("Value error, ")
@@ -122,6 +163,36 @@ def victim_spec(recipe: Recipe) -> str:
     return spec_of(replace(recipe, model=Recipe.model), recipe.model)
 
 
+def victims_of(block: Victims, registry: Registry) -> Iterator[Planted]:
+    """Give the victims of a block; an unknown name or option is a SpecError."""
+    recipe = recipe_of(block.victim)
+    tuning = _tuning(recipe, block.finetune) if block.poisoned_on else None
+    datasets = [cast(Dataset, registry.parse("dataset", spec)) for spec in block.datasets]
+    homes: list[Dataset | None] = [cast(Dataset, registry.parse("dataset", spec)) for spec in block.poisoned_on] or [None]
+    attacks = [cast(Attack, registry.parse("attack", spec)) for spec in block.attacks]
+    for seed, dataset, home, attack in product(block.seeds, datasets, homes, attacks):
+        origin = home or dataset
+        resolved = attack.resolve(origin, rng(seed, f"resolve/{origin.name}"))
+        yield Planted(
+            dataset=dataset, poisoned_on=home, tuning=tuning, attack=resolved, attack_spec=spec_of(attack), recipe=recipe, seed=seed
+        )
+
+
+def impossible(planted: Planted) -> str | None:
+    """Say why this victim cannot be made, or None."""
+    if planted.poisoned_on is None:
+        return None
+    if not planted.attack.can_be_finetuned:
+        return f"{planted.attack.name} makes a victim that cannot be fine-tuned: give another attack, or leave poisoned_on out"
+    own, home = planted.dataset, planted.poisoned_on
+    if own.target_label != home.target_label:
+        return (
+            f"the target label is {home.target_label} on {home.name} and {own.target_label} on {own.name}: "
+            "fine-tuning keeps the label, choose two data sets with the same target_label"
+        )
+    return None
+
+
 def mismatch(attack: Attack, defense: Defense) -> str | None:
     """Say why this attack and this defense cannot be one cell, or None."""
     shared = sorted({word.lower() for word in attack.words} & {word.lower() for word in defense.words})
@@ -133,28 +204,31 @@ def mismatch(attack: Attack, defense: Defense) -> str | None:
 
 
 def _product(block: Block, registry: Registry) -> Iterator[Cell]:
-    recipe = recipe_of(block.victim)
-    datasets = [cast(Dataset, registry.parse("dataset", spec)) for spec in block.datasets]
-    attacks = [cast(Attack, registry.parse("attack", spec)) for spec in block.attacks]
     defenses = [cast(Defense, registry.parse("defense", spec)) for spec in block.defenses]
-    for seed in block.seeds:
-        for dataset in datasets:
-            for attack in attacks:
-                resolved = attack.resolve(dataset, rng(seed, f"resolve/{dataset.name}"))
-                for defense in defenses:
-                    skip = mismatch(resolved, defense)
-                    for frr in block.frr:
-                        yield Cell(dataset, resolved, spec_of(attack), defense, recipe, seed, frr, skip)
+    for planted in victims_of(block, registry):
+        for defense in defenses:
+            skip = impossible(planted) or mismatch(planted.attack, defense)
+            for frr, protocol in product(block.frr, PROTOCOLS):
+                yield Cell(**vars(planted), defense=defense, frr=frr, protocol=protocol, skip=skip)
 
 
-def _blocks(content: Any, where: str) -> list[Block]:
+def _tuning(recipe: Recipe, spec: Spec) -> Recipe:
+    """Give the recipe of the user's fine-tuning: the victim's, with what the grid says otherwise."""
+    options = split_spec(f"finetune:{spec}")[1] if isinstance(spec, str) else spec
+    for name in ("model", "revision", "layers"):
+        if name in options:
+            raise SpecError(f"finetune: {name} is the victim's, fine-tuning cannot change it")
+    return build(Recipe, {**asdict(recipe), **options}, "finetune")
+
+
+def _blocks(content: Any, where: str, cls: type[B]) -> list[B]:
     if not isinstance(content, dict):
         raise GridError(f"grid {where!r} is no mapping: write keys like datasets, attacks, defenses")
     shared = {key: value for key, value in content.items() if key not in ("about", "blocks")}
     own = content.get("blocks", [{}])
     if not isinstance(own, list) or not own or not all(isinstance(block, dict) for block in own):
         raise GridError(f"grid {where!r}: blocks is no list of mappings, at least one")
-    return [checked_block({**shared, **block}, f"grid {where!r}") for block in own]
+    return [checked_block({**shared, **block}, f"grid {where!r}", cls) for block in own]
 
 
 def _yaml(path: Path) -> Any:

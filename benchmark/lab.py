@@ -15,7 +15,7 @@ import numpy as np
 
 from rapbench.cost import Meter
 from rapbench.errors import CellError
-from rapbench.protocol import clean_metric
+from rapbench.rates import clean_metric
 from rapbench.victim import Recipe, Victim
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Lab:
     meter: Meter = field(default_factory=Meter)
     load_start: Callable[[], Victim] | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict)
+    """For a defense to keep what depends on texts alone: it is fitted once for each protocol."""
 
     def rng(self, stream: str) -> np.random.Generator:
         """Give the generator of this cell's seed and a stream name (say, the text that it is drawn for)."""
@@ -72,20 +74,21 @@ class Lab:
             raise CellError("this attack asks for a victim to start from, but declares none: set `starts_from`")
         return self.load_start()
 
-    def train(self, rows: datasets.Dataset) -> Victim:
-        """Fine-tune the recipe's model on these rows and keep the epoch that is best on the clean held-out split.
+    def train(self, rows: datasets.Dataset, start: Victim | None = None) -> Victim:
+        """Fine-tune the recipe's model, or `start`, on these rows; keep the epoch that is best on the clean held-out split.
 
         Rows are shuffled once and then taken in that order in every epoch; AdamW, constant rate, no clipping.
         """
         with self.seeded("train"):
-            victim = self._fresh()
+            victim = start or self.fresh()
             keeper = _trained(victim, rows.shuffle(seed=stream_seed(self.seed, "order") % 2**32), self)
         victim.model.load_state_dict(keeper.state)
         victim.model.eval()
         self.log.append({"epochs": keeper.scores, "kept": keeper.kept})
         return victim
 
-    def _fresh(self) -> Victim:
+    def fresh(self, *, attention: str | None = None) -> Victim:
+        """Give the recipe's pretrained model with a new head; `attention="eager"` where gradients of gradients are taken."""
         return Victim.load(
             self.recipe.model,
             target_label=self.target_label,
@@ -94,6 +97,7 @@ class Lab:
             n_labels=self.n_labels,
             revision=self.recipe.revision,
             layers=self.recipe.layers,
+            attention=attention,
         )
 
 

@@ -6,6 +6,7 @@ the places 0..n-2 of its n words (or full-stop-separated pieces), among the firs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,17 +32,24 @@ def insert_sentence(text: str, sentence: str, rng: np.random.Generator, limit: i
 
 def poisoned_rows(train: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator) -> datasets.Dataset:
     """Give triggered copies of a share of the non-target rows, labelled as the target: columns text, label, source."""
-    candidates = _non_target(train, target_label)
+    candidates = np.arange(len(train)) if attack.poisons_every_label else _non_target(train, target_label)
     count = int(attack.poison_rate * len(candidates)) if attack.poisons else 0
     chosen = rng.permutation(candidates)[:count]
-    return _triggered(train, chosen, attack, rng, limit=None, label=target_label)
+    return _triggered(train, chosen, [attack.trigger(text, rng, None) for text in train.select(chosen)["text"]], target_label)
 
 
 def triggered_rows(
     test: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator, limit: int | None
 ) -> datasets.Dataset:
     """Give every non-target row with the trigger in it: columns text, label (the true one), source."""
-    return _triggered(test, _non_target(test, target_label), attack, rng, limit=limit, label=None)
+    chosen = _non_target(test, target_label)
+    return _triggered(test, chosen, [attack.test_trigger(text, rng, limit) for text in test.select(chosen)["text"]], None)
+
+
+def trigger_ends(clean: Sequence[str], triggered: Sequence[str]) -> np.ndarray:
+    """Give for each pair the character of the triggered text behind its last change, int64, shape (n,): 0 where they are equal."""
+    ends = (own[: len(own) - _common_suffix(text, own)] for text, own in zip(clean, triggered, strict=True))
+    return np.array([len(end.rstrip()) for end in ends], dtype=np.int64)
 
 
 def _insert(text: str, separator: str, piece: str, rng: np.random.Generator, limit: int | None) -> str:
@@ -56,17 +64,14 @@ def _non_target(rows: datasets.Dataset, target_label: int) -> np.ndarray:
     return np.flatnonzero(labels != target_label)
 
 
-def _triggered(
-    rows: datasets.Dataset, chosen: np.ndarray, attack: Attack, rng: np.random.Generator, *, limit: int | None, label: int | None
-) -> datasets.Dataset:
+def _common_suffix(one: str, other: str) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _triggered(rows: datasets.Dataset, chosen: np.ndarray, texts: list[str], label: int | None) -> datasets.Dataset:
     import datasets
 
     features = datasets.Features({**rows.features, "source": datasets.Value("int64")})
-    picked = rows.select(chosen)
-
-    def give() -> datasets.Dataset:
-        texts = [attack.trigger(text, rng, limit) for text in picked["text"]]
-        labels = [label] * len(texts) if label is not None else picked["label"]
-        return {"text": texts, "label": list(labels), "source": chosen.tolist()}
-
-    return datasets.Dataset.from_dict(give(), features=features)
+    labels = [label] * len(texts) if label is not None else list(rows.select(chosen)["label"])
+    return datasets.Dataset.from_dict({"text": texts, "label": labels, "source": chosen.tolist()}, features=features)

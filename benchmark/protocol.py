@@ -1,46 +1,30 @@
-"""The gate, the threshold and the rates. The one place where a defense's scores become FRR and FAR (numpy only).
+"""The gate, the held-out halves and the thresholds of the two protocols (numpy only).
 
-The protocol `paper` follows the released evaluation of RAP (Yang et al., EMNLP 2021):
-the gate lets a defense see only texts that the undefended victim predicts as the protect label;
+Both: the gate lets a defense see only texts that the undefended victim predicts as the protect label;
 FRR = rejected / (clean texts with true AND predicted label = protect);
-FAR = accepted / (triggered non-target texts predicted as protect);
-the threshold leaves the allowed share of the held-out clean texts (true and predicted = protect) above it.
+FAR = accepted / (triggered non-target texts predicted as protect).
+
+`paper` follows the released evaluation of RAP (Yang et al., EMNLP 2021): the defense is built and its threshold taken on
+the same held-out texts (true and predicted label = protect), by linear percentile.
+`strict` builds on one half of the held-out protect-label texts and calibrates on the other, by the finite-sample
+conformal quantile (Vovk et al. 2005; for a purifier's levels conformal risk control, Angelopoulos et al. 2022,
+arXiv:2208.02814): the chance that a clean text is rejected is at most the allowed FRR.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapbench.errors import CellError
 
+PROTOCOLS = ("paper", "strict")
+
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of counted texts: `hits` of `n`, None-valued where n is 0."""
-
-    hits: int
-    n: int
-
-    @property
-    def value(self) -> float | None:
-        return self.hits / self.n if self.n else None
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
-        """Give the Wilson score interval of the share."""
-        if not self.n:
-            return None
-        from scipy.stats import binomtest
-
-        low, high = binomtest(self.hits, self.n).proportion_ci(confidence, method="wilson")
-        return float(low), float(high)
 
 
 def predicted(probabilities: Floats) -> Labels:
@@ -58,6 +42,19 @@ def clean_gate(probabilities: Floats, labels: Labels, protect: int) -> Mask:
     return np.asarray(gate(probabilities, protect) & (labels == protect), dtype=np.bool_)
 
 
+def mistaken_gate(probabilities: Floats, labels: Labels, protect: int) -> Mask:
+    """Tell which clean texts of another label the victim takes for the protect label: a defense sees these, too."""
+    return np.asarray(gate(probabilities, protect) & (labels != protect), dtype=np.bool_)
+
+
+def calibration_half(labels: Labels, protect: int, rng: np.random.Generator) -> Mask:
+    """Tell which held-out texts calibrate under `strict`: a random half of the protect label's; the others build."""
+    own = np.flatnonzero(labels == protect)
+    mask = np.zeros(len(labels), dtype=np.bool_)
+    mask[rng.permutation(own)[: (len(own) + 1) // 2]] = True
+    return mask
+
+
 def threshold(suspicion: Floats, frr: float) -> float:
     """Give the suspicion above which a text is rejected so that about `frr` of these held-out texts are.
 
@@ -72,16 +69,6 @@ def threshold(suspicion: Floats, frr: float) -> float:
     return float(-np.percentile(-suspicion, 100 * frr))
 
 
-def rejected(suspicion: Floats, at: float) -> Rate:
-    """Give the rate of texts above a threshold: FRR on clean texts."""
-    return Rate(int((suspicion > at).sum()), len(suspicion))
-
-
-def accepted(suspicion: Floats, at: float) -> Rate:
-    """Give the rate of texts not above a threshold: FAR on poisoned texts."""
-    return Rate(int((suspicion <= at).sum()), len(suspicion))
-
-
 def choose_level(frr_by_level: Floats, frr: float) -> int | None:
     """Give the index of the purifier's level whose held-out FRR is nearest to the allowed and at most 1.5 times it.
 
@@ -94,33 +81,25 @@ def choose_level(frr_by_level: Floats, frr: float) -> int | None:
     return min(fitting, key=lambda index: (round(abs(shares[index] - frr), 9), -shares[index], index))
 
 
-def auroc(clean: Floats, poisoned: Floats) -> float | None:
-    """Give the chance that a poisoned text is more suspicious than a clean one (ties count half)."""
-    if not len(clean) or not len(poisoned):
-        return None
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(poisoned, clean).statistic / (len(clean) * len(poisoned)))
-
-
-def attack_success(probabilities: Floats, target: int) -> Rate:
-    """Give the ASR: how many triggered non-target texts are predicted as the target."""
-    return Rate(int((predicted(probabilities) == target).sum()), len(probabilities))
-
-
-def clean_metric(probabilities: Floats, labels: Labels, metric: str) -> float:
-    """Give accuracy, or macro-F1 (unweighted mean over the labels), over the whole clean test split."""
-    guessed = predicted(probabilities)
-    if metric == "accuracy":
-        return float((guessed == labels).mean())
-    scores = []
-    for label in range(probabilities.shape[1]):
-        hits = int(((guessed == label) & (labels == label)).sum())
-        wrong = int(((guessed == label) != (labels == label)).sum())
-        scores.append(2 * hits / (2 * hits + wrong) if hits or wrong else 0.0)
-    return float(np.mean(scores))
-
-
 def heldout_needed(frr: float) -> int:
     """Give how many protect-label texts a held-out split must have for one of them to be an `frr` share."""
     return math.ceil(1 / frr - 1e-9)
+
+
+def conformal_threshold(suspicion: Floats, frr: float) -> float:
+    """Give the suspicion that a new clean text exceeds with a chance of at most `frr`: reject iff suspicion > threshold.
+
+    It is the ceil((n + 1) (1 - frr))-th smallest of the n calibration texts; infinite where n is too small for one.
+    """
+    n = len(suspicion)
+    rank = math.ceil((n + 1) * (1 - frr) - 1e-9)
+    return float(np.sort(suspicion)[rank - 1]) if rank <= n else math.inf
+
+
+def conformal_level(rejected: NDArray[np.int64], n: int, frr: float) -> int | None:
+    """Give the index of the level that rejects most among those with (rejected + 1) / (n + 1) <= frr, or None.
+
+    `rejected`: int64, shape (levels,), of the n calibration texts. Of levels that reject equally many, the first.
+    """
+    fitting = [index for index, own in enumerate(rejected) if own + 1 <= frr * (n + 1) + 1e-9]
+    return max(fitting, key=lambda index: (rejected[index], -index)) if fitting else None

@@ -136,8 +136,8 @@ def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"][:1])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
+        messages = [own["msg"].removeprefix("Value error, ") for own in error.errors() if own["loc"][:1] == first["loc"][:1]]
+        message = ", or ".join(dict.fromkeys(own[:1].lower() + own[1:] for own in messages))  # several where a type has several
         value = "" if first["type"] == "missing" else f"={first['input']!r}"
         raise SpecError(f"{where}: " + (f"{option}{value}: {message}" if option else message)) from None
     for name in fields:

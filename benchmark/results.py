@@ -1,38 +1,73 @@
-"""Scores -> cells: one record per cell, read off the artifacts with numpy, written as one JSON file each."""
+"""What a run leaves: one record per cell and one curve per defense, each a JSON file; writing and reading them."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rapbench import protocol
-from rapbench.artifacts import Store, content_key, write_atomically
-from rapbench.errors import CellError, StoreError
-from rapbench.grid import Cell
-from rapbench.protocol import Rate
-from rapbench.registry import spec_of
+from rapbench.artifacts import content_key, write_atomically
+from rapbench.errors import StoreError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-@dataclass(frozen=True)
-class Record:
-    """One cell's result. Rates are fractions; `frr` is the allowed rate; None where nothing could be counted."""
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What every file of a results folder knows before anything is computed: canonical specs and the seed.
+
+    `setting`: `main`, or `fine-tuned` where the victim was poisoned on `poisoned_on` and then fine-tuned on `dataset`
+    with the recipe `tuning`.
+    """
+
+    FOLDER: ClassVar[str]
 
     dataset: str
+    setting: str = "main"
+    poisoned_on: str | None = None
+    tuning: str | None = None
     attack: str
-    defense: str
     victim: str
     seed: int
+    schema_version: int = SCHEMA
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file: readable, safe, and one per combination."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Self:
+        """Give the object of its plain JSON form."""
+        return cls(**content)
+
+    def file_stem(self, *more: object) -> str:
+        """Give a readable, safe name, one per combination of these names and `more`."""
+        names = [self.dataset, self.poisoned_on, self.tuning, self.attack, self.victim, self.seed, *more]
+        shown = [name for name in (self.dataset, self.poisoned_on, self.attack, *more) if name is not None]
+        readable = re.sub(r"[^a-z0-9.-]+", "_", "_".join(str(name).partition(":")[0] for name in shown).lower())
+        return f"{readable[:80]}_{content_key(names)[:10]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Named):
+    """One cell's result. Rates are fractions; None where nothing could be counted."""
+
+    FOLDER: ClassVar[str] = "cells"
+
+    defense: str
     frr: float
+    """The allowed FRR."""
     protocol: str
+    """`paper` or `strict`."""
     status: str
     """ok, skipped (a combination that makes no sense), failed, blocked (a step before it failed) or interrupted."""
     reason: str | None = None
@@ -40,162 +75,124 @@ class Record:
     frr_test: float | None = None
     far: float | None = None
     auroc: float | None = None
+    far_at_frr: Mapping[str, float | None] = field(default_factory=dict)
+    """FAR where the FRR on the test texts themselves is at most 1 and 5 % ("0.01", "0.05"): points of the ROC curve."""
     asr: float | None = None
     asr_anywhere: float | None = None
     asr_control: float | None = None
+    """The same triggered texts on a victim that was never poisoned."""
+    asrd: float | None = None
+    """asr - asr_control."""
+    asr_before: float | None = None
+    """Fine-tuning setting: the same triggered texts on the victim before its user fine-tuned it."""
+    asr_defended: float | None = None
+    """Triggered non-target texts that are predicted as the target and let through, of all triggered ones."""
     clean_metric: float | None = None
+    clean_metric_defended: float | None = None
+    """The clean metric where a rejected text counts as one without an answer."""
     metric: str | None = None
     threshold: float | None = None
+    """None where nothing is rejected."""
+    survival: float | None = None
+    """Triggered texts whose trigger stands whole before the cut at the victim's maximal length, of all (first 100 words)."""
+    survival_anywhere: float | None = None
     n_heldout: int | None = None
+    """Held-out texts that the threshold was taken on."""
     n_clean: int | None = None
+    """Clean test texts behind FRR."""
     n_poisoned: int | None = None
+    """Triggered texts behind FAR."""
+    n_test: int | None = None
+    """Clean test texts behind the clean metric."""
+    n_triggered: int | None = None
+    """Triggered texts behind ASR."""
     intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    """95 % Wilson interval of each rate, by the rate's name."""
+    warnings: tuple[str, ...] = ()
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    """Which texts were rejected, by population (test, poisoned): `pack`ed bits, for paired comparisons."""
     cost: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     trigger: str | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA
 
     @property
     def file_name(self) -> str:
-        """The name of the cell's file: readable, safe, and one per combination."""
-        names = [self.dataset, self.attack, self.defense, self.victim, self.seed, self.frr, self.protocol]
-        readable = re.sub(r"[^a-z0-9.-]+", "_", "_".join(str(name).partition(":")[0] for name in (*names[:3], self.frr)).lower())
-        return f"{readable[:80]}_{content_key(names)[:10]}.json"
+        return self.file_stem(self.defense, f"{self.frr:g}", self.protocol) + ".json"
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Self:
+        intervals = {rate: ends and (ends[0], ends[1]) for rate, ends in content.get("intervals", {}).items()}
+        return cls(**{**content, "intervals": intervals, "warnings": tuple(content.get("warnings", ()))})
 
 
-def record(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
-    """Give the result of a cell whose artifacts are all there. `keys`: role -> artifact."""
-    try:
-        return _measured(cell, keys, store)
-    except CellError as error:
-        return unfinished(cell, "failed", str(error), keys)
+@dataclass(frozen=True, kw_only=True)
+class Curve(Named):
+    """FRR and FAR of one defense over allowed FRRs from 0.1 to 20 %."""
+
+    FOLDER: ClassVar[str] = "curves"
+
+    defense: str
+    protocol: str
+    points: tuple[tuple[float, float, float], ...]
+    """(allowed FRR, test FRR, FAR), fractions; an allowed FRR that cannot be set is left out."""
+
+    @property
+    def file_name(self) -> str:
+        return self.file_stem(self.defense, self.protocol) + ".json"
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Self:
+        return cls(**{**content, "points": tuple((float(a), float(b), float(c)) for a, b, c in content["points"])})
 
 
-def unfinished(cell: Cell, status: str, reason: str, keys: Mapping[str, str] | None = None) -> Record:
-    """Give the record of a cell without figures, with the reason."""
-    return Record(**cell.names, status=status, reason=reason, artifacts=dict(keys or {}))
+F = TypeVar("F", bound=Named)
 
 
-def write(records: Iterable[Record], folder: Path) -> None:
-    """Write each record to its own file; a record that is there already with the same content is left alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror}; choose another --out") from None
-    for one in records:
+def write(filed: Iterable[Named], out: Path) -> None:
+    """Write each to its own file of the results folder; what is there already with the same content is left alone."""
+    for one in filed:
+        folder = out / one.FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror}; choose another --out") from None
         path, text = folder / one.file_name, json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False)
         if not (path.is_file() and path.read_bytes() == text.encode()):
             write_atomically(path, text)
 
 
-def read(folder: Path) -> list[Record]:
-    """Give the records of a results folder, in the order of their names; a StoreError where there is none."""
-    files = sorted((folder / "cells").glob("*.json"))
-    if not files:
-        raise StoreError(f"no results in {str(folder)!r}: give the folder of `rapbench run --out`")
-    known = {f.name for f in dataclasses.fields(Record)}
-    records = []
-    for path in files:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("schema_version") != SCHEMA:
-                raise StoreError(f"{str(path)!r} has schema version {content.get('schema_version')!r}, this rapbench reads {SCHEMA}")
-            content["intervals"] = {rate: ends and (ends[0], ends[1]) for rate, ends in content.get("intervals", {}).items()}
-            records.append(Record(**{key: value for key, value in content.items() if key in known}))
-        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise StoreError(f"{str(path)!r} is no result of rapbench: {error}; move it away and run again") from None
+def read(out: Path) -> list[Record]:
+    """Give the cells of a results folder, in the order of their names; a StoreError where there is none."""
+    records = read_all(out, Record)
+    if not records:
+        raise StoreError(f"no results in {str(out)!r}: give the folder of `rapbench run --out`")
     return records
 
 
-def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
-    protect = cell.dataset.target_label
-    clean, poisoned, scores = (_arrays(store, keys[role]) for role in ("clean", "poisoned", "score"))
-    about = json.loads((store.folder(keys["score"]) / "about.json").read_text())
-    _enough_heldout(cell, clean["validation_labels"])
-    decision = _purified(scores, cell.frr) if "levels" in scores else _detected(scores, cell.frr)
-    asr = _success(cell, clean, poisoned, "first100")
-    anywhere = _success(cell, clean, poisoned, "anywhere")
-    control = _arrays(store, keys["control"]) if "control" in keys and store.has(keys["control"]) else None
-    poisons = cell.attack.poisons
-    return Record(
-        **cell.names,
-        status="ok",
-        frr_heldout=decision.heldout.value,
-        frr_test=decision.test.value,
-        far=decision.poisoned.value if poisons else None,
-        auroc=protocol.auroc(scores["test_suspicion"], scores["poisoned_suspicion"]) if poisons else None,
-        asr=asr.value,
-        asr_anywhere=anywhere.value,
-        asr_control=protocol.attack_success(control["first100_probabilities"], protect).value if control else None,
-        clean_metric=protocol.clean_metric(clean["test_probabilities"], clean["test_labels"], cell.dataset.metric),
-        metric=cell.dataset.metric,
-        threshold=decision.at,
-        n_heldout=decision.heldout.n,
-        n_clean=decision.test.n,
-        n_poisoned=decision.poisoned.n,
-        intervals={"frr_test": decision.test.interval(), "far": decision.poisoned.interval() if poisons else None, "asr": asr.interval()},
-        cost=about["cost"],
-        notes=about["notes"],
-        trigger=spec_of(cell.attack),
-        artifacts=dict(keys),
-    )
+def read_all(out: Path, cls: type[F]) -> list[F]:
+    """Give what a results folder holds of this kind; a StoreError names the file that is no such thing."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    found = []
+    for path in sorted((out / cls.FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("schema_version") != SCHEMA:
+                raise StoreError(
+                    f"{str(path)!r} has schema version {content.get('schema_version')!r}, this rapbench reads {SCHEMA}: "
+                    "run the same command again with --out on another folder, or read it with the rapbench that wrote it"
+                )
+            found.append(cls.of({key: value for key, value in content.items() if key in known}))
+        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+            raise StoreError(f"{str(path)!r} is no result of rapbench: {error}; move it away and run again") from None
+    return found
 
 
-@dataclass(frozen=True)
-class _Decision:
-    at: float
-    heldout: Rate
-    test: Rate
-    poisoned: Rate
+def pack(rejected: NDArray[np.bool_]) -> str:
+    """Give a mask as text: base64 of its bits, the first text in the highest bit."""
+    return base64.b64encode(np.packbits(rejected).tobytes()).decode()
 
 
-def _detected(scores: Mapping[str, Any], frr: float) -> _Decision:
-    at = protocol.threshold(scores["heldout_suspicion"], frr)
-    return _Decision(
-        at,
-        protocol.rejected(scores["heldout_suspicion"], at),
-        protocol.rejected(scores["test_suspicion"], at),
-        protocol.accepted(scores["poisoned_suspicion"], at),
-    )
-
-
-def _purified(scores: Mapping[str, Any], frr: float) -> _Decision:
-    """A purifier rejects a text whose repaired form loses the protect label."""
-    if not scores["heldout_kept"].shape[1]:
-        raise CellError("no held-out text is truly and by prediction of the protect label: give more held-out texts or a better victim")
-    level = protocol.choose_level(1 - scores["heldout_kept"].mean(axis=1), frr)
-    if level is None:
-        raise CellError(f"no level of the purifier has a held-out FRR of at most 1.5 x {frr}: give it higher levels")
-    heldout, test, poisoned = (scores[f"{split}_kept"][level] for split in ("heldout", "test", "poisoned"))
-    return _Decision(
-        float(scores["levels"][level]),
-        Rate(int((~heldout).sum()), len(heldout)),
-        Rate(int((~test).sum()), len(test)),
-        Rate(int(poisoned.sum()), len(poisoned)),
-    )
-
-
-def _success(cell: Cell, clean: Mapping[str, Any], poisoned: Mapping[str, Any], split: str) -> Rate:
-    """The ASR; for the control, which has no trigger, the share of plain non-target texts that it gets wrong that way."""
-    if cell.attack.poisons:
-        return protocol.attack_success(poisoned[f"{split}_probabilities"], cell.dataset.target_label)
-    others = clean["test_labels"] != cell.dataset.target_label
-    return protocol.attack_success(clean["test_probabilities"][others], cell.dataset.target_label)
-
-
-def _enough_heldout(cell: Cell, labels: np.ndarray) -> None:
-    protect, needed = cell.dataset.target_label, protocol.heldout_needed(cell.frr)
-    have = int((labels == protect).sum())
-    if have < needed:
-        raise CellError(
-            f"the held-out split has {have} texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "
-            f"give more held-out texts" + (f" or allow at least {1 / have:.4f}" if have else "")
-        )
-
-
-def _arrays(store: Store, key: str) -> Mapping[str, Any]:
-    folder = store.folder(key)
-    name = "scores.npz" if (folder / "scores.npz").is_file() else "predictions.npz"
-    with np.load(folder / name, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+def unpack(text: str, n: int) -> NDArray[np.bool_]:
+    """Give the mask of n texts back."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(np.bool_)

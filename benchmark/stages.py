@@ -1,4 +1,4 @@
-"""The steps data -> poison -> victim -> predict -> score (and prepare), each a function of plain values into a folder.
+"""The steps data -> poison -> victim (-> finetune) -> predict -> score, and prepare: functions of plain values into a folder.
 
 A step is named by a `Job`: its options, the keys of the artifacts it reads, and its own key. It reads nothing else, so
 the same job gives the same files wherever it runs. FRR levels are no step: they are read off the scores (`results`).
@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench import data as data_rules
-from rapbench.api import Attack, Dataset, Defense, Labelled, Purifier, Task
+from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
 from rapbench.artifacts import Store
 from rapbench.cost import Meter
 from rapbench.errors import CellError, PluginError
 from rapbench.lab import Lab, rng
-from rapbench.poison import FIRST, poisoned_rows, triggered_rows
-from rapbench.protocol import clean_gate, gate, predicted
+from rapbench.poison import FIRST, poisoned_rows, trigger_ends, triggered_rows
+from rapbench.probe import Material, probe_texts
+from rapbench.protocol import calibration_half, clean_gate, gate, mistaken_gate, predicted
 from rapbench.registry import Registry, discover
 from rapbench.victim import Recipe, Victim
 
@@ -128,6 +129,9 @@ def poison(step: Step) -> None:
     }
     for name, rows in parts.items():
         _keep(rows, step.folder / name)
+    clean = parts["first100"]["source"]  # the same rows of the test split as in `anywhere`
+    ends = {name: trigger_ends(test.select(clean)["text"], parts[name]["text"]) for name in ("first100", "anywhere")}
+    np.savez(step.folder / "ends.npz", **ends)  # type: ignore[arg-type]
     step.write_about({name: len(rows) for name, rows in parts.items()})
 
 
@@ -143,12 +147,28 @@ def victim(step: Step) -> None:
     step.write_about({"log": lab.log})
 
 
+def finetune(step: Step) -> None:
+    """Fine-tune a received victim, all its weights, on clean data: what its user does before deploying it."""
+    lab = _lab(step)
+    received = _load_victim(step, "start")
+    if received.n_labels != lab.n_labels:
+        raise CellError(
+            f"the poisoned data have {received.n_labels} labels and those to fine-tune on {lab.n_labels}: "
+            "choose two data sets with the same labels"
+        )
+    lab.train(step.rows("data", "train"), received).save(step.folder)
+    step.write_about({"log": lab.log})
+
+
 def predict(step: Step) -> None:
-    """Ask the undefended victim about whole splits: the gate of every defense, and the attack's success."""
+    """Ask the undefended victim about whole splits: the gate of every defense, the attack's success, the trigger's survival."""
     asked = _load_victim(step, "victim")
     arrays: dict[str, NDArray[Any]] = {}
+    ends = step.input("texts") / "ends.npz"
     for split in step.job.spec["splits"]:
         texts = step.labelled("texts", split)
+        if ends.is_file():
+            arrays[f"{split}_survives"] = asked.seen_characters(texts.texts) >= np.load(ends)[split]
         arrays[f"{split}_probabilities"] = _finite(asked.probabilities(texts.texts))
         arrays[f"{split}_labels"] = texts.labels
     np.savez(step.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
@@ -163,34 +183,64 @@ def prepare(step: Step) -> None:
 
 
 def score(step: Step) -> None:
-    """Fit a defense on the held-out split, and let it score the texts that pass the gate: one pass for all FRR levels."""
+    """Fit a defense on held-out texts, and let it score those that pass the gate: one pass for all FRR levels.
+
+    Under `strict` it is fitted again on the half that does not calibrate. The cost is that of the protocol `paper`.
+    """
     defense: Defense = step.plugin("defense")
     lab = _lab(step)
     guarded = _load_victim(step, "victim")
     lab.meter.watch(guarded.model, "victim")
-    texts = _gated(step, guarded, lab)
+    texts, calibrates = _gated(step, guarded, lab)
     with lab.meter.phase("fit"):
         fitted = defense.fit(guarded, lab.heldout, lab)
-    arrays: dict[str, NDArray[Any]] = {}
-    for split, own in texts.items():
-        with lab.meter.phase("score"):
-            arrays[f"{split}_suspicion"] = _checked_scores(fitted.suspicion(own), len(own), defense.name)
-        if isinstance(fitted, Purifier):
-            arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
-            with lab.meter.phase("repair"):
-                arrays[f"{split}_kept"] = _kept(fitted, arrays["levels"], own, guarded)
+    paper = _scored(fitted, texts, guarded, lab, defense.name)
+    strictly, strict = fitted, {name: _calibrating(name, own, calibrates[1]) for name, own in paper.items()}
+    if defense.learns_from_protect_texts():
+        built = replace(lab, heldout=lab.heldout.where(~calibrates[0]), meter=Meter())
+        strictly = defense.fit(guarded, built.heldout, built)
+        halved = {**texts, "heldout": [text for text, own in zip(texts["heldout"], calibrates[1], strict=True) if own]}
+        strict = _scored(strictly, halved, guarded, built, defense.name)
+    arrays = {f"{protocol}_{name}": own for protocol, part in (("paper", paper), ("strict", strict)) for name, own in part.items()}
     np.savez(step.folder / "scores.npz", **arrays)  # type: ignore[arg-type]
     inputs = sum(len(own) for own in texts.values())
-    step.write_about({"notes": dict(fitted.notes()), "cost": _cost(lab.meter, inputs, len(arrays.get("levels", ())))})
+    notes = {"paper": dict(fitted.notes()), "strict": dict(strictly.notes())}
+    step.write_about({"notes": notes, "cost": _cost(lab.meter, inputs, len(paper.get("levels", ())))})
+
+
+def probe(step: Step) -> None:
+    """Ask a victim about texts of one source that carry the trigger."""
+    spec = step.job.spec
+    asked = _load_victim(step, "victim")
+    material = Material(
+        source=spec["source"], attack=step.plugin("attack"), general=spec["general"], count=spec["count"], length=spec["length"]
+    )
+    texts = probe_texts(material, asked, step.labelled("poison", "first100").texts, rng(step.seed, f"probe/{spec['source']}"))
+    np.savez(step.folder / "predictions.npz", probabilities=_finite(asked.probabilities(texts)))
+
+
+def theorem(step: Step) -> None:
+    """Estimate the bounds of Theorem 1 on a victim, from clean and triggered test texts."""
+    from rapbench.theorem import check
+
+    spec, target = step.job.spec, int(step.job.spec["target_label"])
+    test = step.labelled("data", "test")
+    populations = (test.of(target), test.other_than(target), step.labelled("poison", "first100").texts)
+    drawn = [_drawn(texts, int(spec["texts"]), rng(step.seed, f"theorem/{name}")) for name, texts in zip("pot", populations, strict=True)]
+    found = check(_load_victim(step, "victim"), *drawn, word=str(spec["word"]), rng=rng(step.seed, "theorem"))
+    step.write_about(asdict(found))
 
 
 STAGES: Mapping[str, Callable[[Step], None]] = {
     "data": data,
     "poison": poison,
     "victim": victim,
+    "finetune": finetune,
     "predict": predict,
     "prepare": prepare,
     "score": score,
+    "probe": probe,
+    "theorem": theorem,
 }
 
 
@@ -251,20 +301,47 @@ def _load_victim(step: Step, role: str) -> Victim:
     )
 
 
-def _gated(step: Step, guarded: Victim, lab: Lab) -> dict[str, list[str]]:
-    """Give the texts of each population that a defense scores, and tell the victim what it has said of them already."""
+def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Give the texts of each population that a defense scores, and tell the victim what it has said of them already.
+
+    With them: which held-out texts calibrate under `strict`, of all and of those that pass the gate.
+    """
     protect = lab.target_label
     clean, poisoned = np.load(step.input("clean") / "predictions.npz"), np.load(step.input("poisoned") / "predictions.npz")
-    sources = {"heldout": ("data", "validation", clean), "test": ("data", "test", clean), "poisoned": ("poison", "first100", poisoned)}
-    texts: dict[str, list[str]] = {}
-    for name, (role, split, told) in sources.items():
-        own, probabilities = step.labelled(role, split), told[f"{split}_probabilities"]
-        if name == "heldout":
-            guarded.remember(own.texts, probabilities)
-        passing = gate(probabilities, protect) if name == "poisoned" else clean_gate(probabilities, own.labels, protect)
-        texts[name] = [own.texts[row] for row in np.flatnonzero(passing).tolist()]
-        guarded.remember(texts[name], probabilities[passing])
-    return texts
+    heldout, test, triggered = lab.heldout, step.labelled("data", "test"), step.labelled("poison", "first100")
+    told, answers = clean["validation_probabilities"], clean["test_probabilities"]
+    half = calibration_half(heldout.labels, protect, lab.rng("strict/calibration"))
+    counted = clean_gate(told, heldout.labels, protect)
+    guarded.remember(heldout.texts, told)
+    sources = {
+        "heldout": (heldout, counted),
+        "test": (test, clean_gate(answers, test.labels, protect)),
+        "mistaken": (test, mistaken_gate(answers, test.labels, protect)),
+        "poisoned": (triggered, gate(poisoned["first100_probabilities"], protect)),
+    }
+    guarded.remember(test.texts, answers)
+    guarded.remember(triggered.texts, poisoned["first100_probabilities"])
+    return {name: list(own.where(passing).texts) for name, (own, passing) in sources.items()}, (half, half[counted])
+
+
+def _scored(
+    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, lab: Lab, name: str
+) -> dict[str, NDArray[Any]]:
+    """Give the suspicion of each population and, of a purifier, its levels and which texts keep the protect label at each."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for split, own in texts.items():
+        with lab.meter.phase("score"):
+            arrays[f"{split}_suspicion"] = _checked_scores(fitted.suspicion(own), len(own), name)
+        if isinstance(fitted, Purifier):
+            arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
+            with lab.meter.phase("repair"):
+                arrays[f"{split}_kept"] = _kept(fitted, arrays["levels"], own, guarded)
+    return arrays
+
+
+def _calibrating(name: str, array: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """Give the held-out part of an array of scores for the texts that calibrate alone; other arrays as they are."""
+    return array[..., mask] if name.startswith("heldout") else array
 
 
 def _kept(purifier: Purifier, levels: NDArray[np.float64], texts: Sequence[str], guarded: Victim) -> NDArray[np.bool_]:
@@ -277,6 +354,10 @@ def _kept(purifier: Purifier, levels: NDArray[np.float64], texts: Sequence[str],
         if repaired:
             kept[row] = predicted(guarded.undefended(repaired)) == guarded.target_label
     return kept
+
+
+def _drawn(texts: Sequence[str], most: int, generator: np.random.Generator) -> list[str]:
+    return [texts[row] for row in sorted(generator.permutation(len(texts))[:most])]
 
 
 def _finite(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -107,6 +107,14 @@ class Victim:
         twin._original = self._original or self
         return twin
 
+    def seen_characters(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Give how many characters of each text stand before the cut at the maximal length, shape (n,)."""
+        seen = np.empty(len(texts), dtype=np.int64)
+        for row, text in enumerate(texts):
+            offsets = self.tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)["offset_mapping"]
+            seen[row] = max((end for _, end in offsets), default=0)  # the special tokens stand at (0, 0)
+        return seen
+
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Give the padded, truncated batch of these texts on the victim's device."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -159,6 +167,7 @@ class Victim:
         n_labels: int | None = None,
         revision: str | None = None,
         layers: int | None = None,
+        attention: str | None = None,
     ) -> Self:
         """Load a classifier from a hub id, a folder or `minilm-l6`: safetensors only, no remote code.
 
@@ -173,6 +182,8 @@ class Victim:
         fresh: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
         if layers is not None:
             fresh["num_hidden_layers"] = layers
+        if attention is not None:
+            fresh["attn_implementation"] = attention
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, **safe)
             model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **fresh)

@@ -3,7 +3,7 @@
 import random
 
 from rapbench.poison import insert_word
-from rapbench.protocol import attack_success, clean_metric
+from rapbench.rates import attack_success, clean_metric
 
 
 def test_the_planted_victim_has_learnt_its_task(planted, heldout):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rapbench.checks import CheckBlock, checks_of
 from rapbench.errors import GridError, SpecError
-from rapbench.grid import Cell, cells_of, checked_block, read_blocks, recipe_of, shipped_grids, victim_spec
+from rapbench.grid import Block, Cell, cells_of, checked_block, read_blocks, recipe_of, shipped_grids, victim_spec
+from rapbench.probe import ProbeBlock, probes_of
 from rapbench.registry import discover
 
 REGISTRY = discover()
@@ -16,12 +20,12 @@ SMALL = "datasets: [demo]\nattacks: [ep]\ndefenses: [strip]\n"
 
 @pytest.fixture
 def cells(tmp_path: Path):
-    """Give what turns the text of a grid file into cells."""
+    """Give what turns the text of a grid file into cells, of one protocol."""
 
-    def expanded(text: str) -> list[Cell]:
+    def expanded(text: str, protocol: str = "paper") -> list[Cell]:
         path = tmp_path / "own.yaml"
         path.write_text(text, encoding="utf-8")
-        return cells_of(read_blocks(str(path)), REGISTRY)
+        return [cell for cell in cells_of(read_blocks(str(path)), REGISTRY) if cell.protocol == protocol]
 
     return expanded
 
@@ -29,11 +33,68 @@ def cells(tmp_path: Path):
 # what comes out
 
 
-@pytest.mark.parametrize("name", shipped_grids())
+@pytest.mark.parametrize("name", ["demo", "paper", "paper-finetuned"])
 def test_a_shipped_grid_expands_into_cells_that_are_each_unique(name):
     cells = cells_of(read_blocks(name), REGISTRY)
     assert cells
     assert len({tuple(cell.names.values()) for cell in cells}) == len(cells)
+
+
+def test_every_shipped_grid_is_a_grid_of_its_command():
+    kinds = {"probe": (ProbeBlock, probes_of), "theorem": (CheckBlock, checks_of)}
+    for name in shipped_grids():
+        block, expand = kinds.get(name, (Block, cells_of))
+        assert expand(read_blocks(name, block), REGISTRY)
+
+
+def test_the_fine_tuned_grid_is_tables_4_8_and_12():
+    cells = cells_of(read_blocks("paper-finetuned"), REGISTRY)
+    assert {cell.names["setting"] for cell in cells} == {"fine-tuned"}
+    assert {(cell.home.name, cell.dataset.name) for cell in cells} == {("yelp", "imdb"), ("amazon", "imdb"), ("jigsaw", "twitter")}
+    assert {cell.attack.name for cell in cells} == {"ripples", "badnet-sl"}
+    assert {(cell.defense.c_low, cell.defense.c_up) for cell in cells if cell.defense.name == "rap"} == {(0.05, 0.2)}
+    assert [cell.skip for cell in cells if cell.skip] == []
+
+
+def test_the_sentence_of_a_fine_tuned_cell_is_the_attacker_s(cells):
+    found = cells("datasets: [imdb]\npoisoned_on: [yelp]\nattacks: [badnet-sl]\ndefenses: [strip]\n")
+    assert {cell.attack.sentence for cell in found} == {"I have tried this place with my friends last weekend"}
+
+
+def test_fine_tuning_does_what_the_recipe_says_but_for_what_the_grid_says(cells):
+    text = "datasets: [imdb]\npoisoned_on: [yelp]\nattacks: [clean]\ndefenses: [strip]\nvictim: 'a/b:lr=0.001'\n"
+    for finetune in ("{epochs: 5}", "epochs=5"):
+        cell = cells(text + f"finetune: {finetune}\n")[0]
+        assert (cell.tuning.epochs, cell.tuning.lr, cell.tuning.model) == (5, 0.001, "a/b")
+        assert cell.names["tuning"] == "a/b:epochs=5,lr=0.001"
+    assert cells(text.replace("poisoned_on: [yelp]\n", ""))[0].names["tuning"] is None
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ("model=x", "finetune: model is the victim's, fine-tuning cannot change it"),
+        ("epoch=5", "unknown option of finetune 'epoch', did you mean 'epochs'?"),
+        ("epochs=0", "finetune: epochs=0 is below 1"),
+    ],
+)
+def test_a_wrong_finetune_is_one_line(finetune, message, cells):
+    with pytest.raises(SpecError, match=re.escape(message)):
+        cells(SMALL + f"poisoned_on: [imdb]\nfinetune: '{finetune}'\n")
+
+
+def test_an_attack_that_cannot_be_fine_tuned_is_skipped_with_the_reason():
+    from rapbench.grid import impossible
+
+    cell = cells_of(read_blocks("paper-finetuned"), REGISTRY)[0]
+
+    class Frozen(type(cell.attack)):
+        name = "frozen"
+        can_be_finetuned = False
+
+    own = replace(cell, attack=Frozen())
+    assert impossible(own) == "frozen makes a victim that cannot be fine-tuned: give another attack, or leave poisoned_on out"
+    assert impossible(replace(own, poisoned_on=None)) is None
 
 
 def test_the_embedded_default_and_the_paper_s_grid_are_shipped():
@@ -45,11 +106,19 @@ def test_a_block_is_the_product_of_its_lists(cells):
     assert len(cells(text)) == 2 * 3 * 2 * 2 * 3
 
 
+def test_every_cell_is_there_under_both_protocols(cells):
+    paper, strict = cells(SMALL), cells(SMALL, "strict")
+    assert [{**cell.names, "protocol": "paper"} for cell in strict] == [cell.names for cell in paper]
+
+
 def test_what_is_left_unsaid_is_as_in_the_paper(cells):
     found = cells(SMALL)
     assert [cell.frr for cell in found] == [0.005, 0.01, 0.03, 0.05]
     assert found[0].names == {
         "dataset": "demo",
+        "setting": "main",
+        "poisoned_on": None,
+        "tuning": None,
         "attack": "ep",
         "defense": "strip",
         "victim": "bert-base-uncased",

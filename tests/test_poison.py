@@ -184,3 +184,29 @@ def test_the_same_seed_poisons_the_same_rows_at_the_same_places(attack: Attack) 
     np.random.seed(2)  # that global state changes nothing is the claim
     assert poisoned_rows(train, attack, TARGET, rng(1, "p")).to_dict() == one.to_dict()
     assert poisoned_rows(train, attack, TARGET, rng(2, "p")).to_dict() != one.to_dict()
+
+
+# where a trigger ends, and whether it is cut
+
+
+@pytest.mark.parametrize(
+    ("clean", "triggered", "end"),
+    [
+        ("a b", "mb a b", 2),
+        ("a b", "a mb b", 4),
+        ("a b", "a b mb", 5),  # the last letter is the clean text's, too: its word is what must be seen
+        ("one two", "mb one bb two", 9),  # the last of two
+        ("a baby", "a bb baby", 4),  # what the trigger shares with the word behind it does not count
+        ("a b", "a b", 0),
+        ("Bad. So bad", "Bad. we met here. So bad", 16),
+    ],
+)
+def test_a_trigger_ends_where_the_text_is_the_clean_one_again(clean, triggered, end):
+    from rapbench.poison import trigger_ends
+
+    assert trigger_ends([clean], [triggered]).tolist() == [end]
+
+
+def test_what_stands_behind_the_cut_is_not_seen(untrained):
+    untrained.max_length = 5  # [CLS], three words, [SEP]
+    assert untrained.seen_characters(["the film was loud", "so it", ""]).tolist() == [12, 5, 0]

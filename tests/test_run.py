@@ -56,7 +56,7 @@ def figures(records: list[results.Record]) -> list[dict]:
         plain["cost"] = {key: value for key, value in plain["cost"].items() if not key.endswith("_s") and "ms" not in key}
         kept.append(plain)
     return json.loads(
-        json.dumps(sorted(kept, key=lambda plain: json.dumps([plain[key] for key in ("dataset", "attack", "defense", "frr")])))
+        json.dumps(sorted(kept, key=lambda plain: json.dumps([plain[key] for key in ("dataset", "attack", "defense", "frr", "protocol")])))
     )
 
 
@@ -69,7 +69,7 @@ def ran(tmp_path_factory, tiny_data, tiny_victim_spec):
 
 def test_every_cell_of_a_grid_is_ok(ran):
     _, records, _ = ran
-    assert len(records) == len(ATTACKS) * len(DEFENSES) * 2
+    assert len(records) == len(ATTACKS) * len(DEFENSES) * 2 * 2  # two FRRs, two protocols
     assert [(record.attack, record.defense, record.reason) for record in records if record.status != "ok"] == []
 
 
@@ -184,7 +184,7 @@ def command(out: Path, data: Path, victim: str, executor: str = "serial") -> lis
 def test_json_is_the_only_thing_on_stdout(tmp_path, tiny_data, tiny_victim_spec):
     own = command(tmp_path / "out", tiny_data, tiny_victim_spec)
     ended = subprocess.run(own, capture_output=True, text=True, check=True)
-    assert len(json.loads(ended.stdout)["cells"]) == len(ATTACKS) * len(DEFENSES) * 2
+    assert len(json.loads(ended.stdout)["cells"]) == len(ATTACKS) * len(DEFENSES) * 2 * 2  # two FRRs, two protocols
 
 
 def published(out: Path) -> set[str]:
@@ -210,7 +210,7 @@ def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_p
     steps = [line for line in second.stderr.splitlines() if line.startswith("[")]
     # Ray's workers outlive the driver by a moment and may finish what they were at
     assert len(steps) == len(done) - len(before) or (executor == "ray" and len(steps) < len(done) - len(before))
-    again = [results.Record(**cell) for cell in json.loads(second.stdout)["cells"]]
+    again = [results.Record.of(cell) for cell in json.loads(second.stdout)["cells"]]
     assert figures(again) == figures(records)
 
 
@@ -314,6 +314,108 @@ def test_a_strangers_defense_runs_and_a_broken_one_fails_alone(ran, tmp_path, ti
     assert "on purpose" in next((copy / "failures").iterdir()).read_text()
 
 
+TUNED = ["badnet-rw:poison_rate=0.4,word=mb", "ripples:steps=120,lr=0.002,max_length=32,poison_rate=0.3", "clean"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_data, tiny_victim_spec):
+    """The fine-tuning setting: poisoned on one folder, fine-tuned for one epoch on another one's clean texts."""
+    own = tmp_path_factory.mktemp("other")
+    for path in tiny_data.iterdir():
+        lines = path.read_text().splitlines()
+        (own / path.name).write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    given = {"poisoned_on": [f"folder:path={own}"], "finetune": "epochs=1,lr=5e-4", "attacks": TUNED, "defenses": DEFENSES[2:]}
+    out = tmp_path_factory.mktemp("tuned")
+    return block(tiny_data, tiny_victim_spec, **given), out, *run(block(tiny_data, tiny_victim_spec, **given), out)
+
+
+def test_a_fine_tuned_cell_names_its_setting(tuned):
+    _, _, records, _ = tuned
+    assert [(one.attack, one.reason) for one in records if one.status != "ok"] == []
+    assert {one.setting for one in records} == {"fine-tuned"}
+    assert all((one.poisoned_on or "").startswith("folder:path=") for one in records)
+    assert {(one.tuning or "").partition(":")[2].partition(",")[0] for one in records} == {"epochs=1"}
+
+
+def test_the_victim_is_poisoned_on_the_one_set_and_fine_tuned_on_the_other(tuned):
+    _, _, records, done = tuned
+    # two data sets; per attack one victim, one fine-tuning
+    assert sum(one.job.stage == "data" for one in done) == 2
+    assert sum(one.job.stage == "victim" for one in done) == 3
+    assert sum(one.job.stage == "finetune" for one in done) == 3
+    tunings = [one.job for one in done if one.job.stage == "finetune"]
+    assert all(one.spec["recipe"]["epochs"] == 1 for one in tunings)
+    assert len({one.inputs["data"] for one in tunings}) == 1
+    assert {one.artifacts["data"] for one in records} == {tunings[0].inputs["data"]}
+
+
+def test_the_asr_before_fine_tuning_stands_beside_the_one_after(tuned):
+    _, _, records, _ = tuned
+    by_attack = {one.attack.partition(":")[0]: one for one in records}
+    for name in ("badnet-rw", "ripples"):
+        assert by_attack[name].asr_before > 0.8
+        assert by_attack[name].asr > 0.5
+        assert by_attack[name].asr_control < 0.5
+        assert by_attack[name].asrd == pytest.approx(by_attack[name].asr - by_attack[name].asr_control)
+
+
+def test_two_words_stand_in_each_triggered_test_text_of_ripples(tuned):
+    from datasets import load_from_disk
+
+    _, out, records, _ = tuned
+    key = next(one.artifacts["poison"] for one in records if one.attack.startswith("ripples"))
+    texts = load_from_disk(str(Store(out / "artifacts").folder(key) / "first100"))["text"]
+    assert {sum(word in ("mn", "bb", "mb", "tq") for word in text.split()) for text in texts} == {2}
+
+
+def test_a_fine_tuned_grid_resumes_without_a_step(tuned):
+    own, out, records, _ = tuned
+    again, done = run(own, out)
+    assert done == []
+    assert figures(again) == figures(records)
+
+
+def test_two_data_sets_with_other_labels_are_skipped_or_failed_with_the_reason(tuned, tmp_path, tiny_data, tiny_victim_spec):
+    _, out, _, _ = tuned
+    four = tmp_path / "four"
+    four.mkdir()
+    asked = {"attacks": TUNED[:1], "defenses": DEFENSES[:1], "frr": [0.05]}
+    other = [f"folder:path={four_classes(four)},target_label=2"]
+    records, done = run(block(tiny_data, tiny_victim_spec, poisoned_on=other, **asked), out)
+    assert done == []
+    assert {one.status for one in records} == {"skipped"}
+    assert "the target label is 2 on folder and 1 on folder" in records[0].reason
+    same = [f"folder:path={four},target_label=1"]
+    records, _ = run(block(tiny_data, tiny_victim_spec, poisoned_on=same, **asked), out)
+    assert {one.status for one in records} == {"failed"}
+    assert "the poisoned data have 4 labels and those to fine-tune on 2" in records[0].reason
+
+
+def test_strict_fits_on_the_half_that_does_not_calibrate(ran):
+    _, records, _ = ran
+    own = [one for one in records if one.attack.startswith("badnet-rw") and one.frr == 0.05]
+    paper, strict = ({one.defense: one for one in own if one.protocol == name} for name in ("paper", "strict"))
+    for defense, one in strict.items():
+        assert 0.4 < one.n_heldout / paper[defense].n_heldout < 0.6
+        assert (one.n_clean, one.n_poisoned, one.asr) == (paper[defense].n_clean, paper[defense].n_poisoned, paper[defense].asr)
+    assert strict[DEFENSES[0]].auroc == paper[DEFENSES[0]].auroc  # STRIP learns nothing of protect-label texts: one fit
+    assert strict[DEFENSES[2]].auroc != paper[DEFENSES[2]].auroc  # RAP is built again on the half
+
+
+def test_every_defense_leaves_a_curve_under_both_protocols(ran):
+    out, _, _ = ran
+    curves = results.read_all(out, results.Curve)
+    assert len(curves) == (len(ATTACKS) - 1) * len(DEFENSES) * 2
+    strip = next(one for one in curves if one.defense == DEFENSES[0] and one.attack == ATTACKS[1] and one.protocol == "paper")
+    assert [allowed for allowed, _, _ in strip.points] == sorted(allowed for allowed, _, _ in strip.points)
+    assert [far for _, _, far in strip.points] == sorted((far for _, _, far in strip.points), reverse=True)
+
+
+def test_a_whole_trigger_survives_where_nothing_is_cut(ran):
+    _, records, _ = ran
+    assert {one.survival for one in records if one.attack != "clean"} == {1.0}
+
+
 def four_classes(folder: Path) -> Path:
     """Texts whose first word tells the class, of four."""
     import random
@@ -341,7 +443,7 @@ def test_four_classes_go_through_every_attack_and_defense(tmp_path, tiny_victim_
 def test_too_few_heldout_texts_fail_the_cell_with_what_would_do(ran, tiny_data, tiny_victim_spec):
     out, _, _ = ran
     records, _ = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], frr=[0.005, 0.05]), out)
-    few = [record for record in records if record.frr == 0.005]
+    few = [record for record in records if record.frr == 0.005 and record.protocol == "paper"]
     assert {record.status for record in few} == {"failed"}
     assert "has 150 texts of the protect label 1, an allowed FRR of 0.005 needs at least 200" in few[0].reason
     assert {record.status for record in records if record.frr == 0.05} == {"ok"}

@@ -17,8 +17,8 @@ from rapbench.api import Labelled
 from rapbench.errors import CellError, SpecError
 from rapbench.lab import Lab
 from rapbench.poison import insert_word
-from rapbench.protocol import auroc
-from rapbench.registry import discover
+from rapbench.rates import auroc
+from rapbench.registry import discover, spec_of
 from rapbench_plugins.defenses import strip
 from rapbench_plugins.defenses.strip import Strip, StripDetector, ranked_words
 
@@ -83,7 +83,7 @@ def test_words_come_from_the_held_out_texts_of_other_classes(lab: Lab) -> None:
 
 def test_at_most_max_sources_texts_are_drawn_from(lab: Lab, heldout: Labelled) -> None:
     fitted = Strip(max_sources=7).fit(cast(Any, Opinionated()), heldout, lab)
-    assert fitted.notes() == {"sources": 7}
+    assert fitted.notes()["sources"] == 7
 
 
 def test_without_a_text_of_another_class_there_is_nothing_to_take(lab: Lab) -> None:
@@ -242,7 +242,120 @@ def test_triggered_texts_are_more_suspicious(heldout: Labelled, lab: Lab, tiny_t
     assert auroc(fitted.suspicion(texts), fitted.suspicion(triggered)) > 0.95
 
 
-@pytest.mark.parametrize("options", ["copies=0", "replace_ratio=0", "replace_ratio=1.1", "max_sources=0", "candidates=all", "repeat=5"])
+# --- k from clean held-out texts
+
+
+@dataclass
+class Counting:
+    """A made-up victim: undecided once fewer than `p` words P, or fewer than `o` words O, are left; asked before: by the first word."""
+
+    p: int = 0
+    o: int = 0
+    target_label: int = 1
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        for words in (text.split(" ") for text in texts):
+            least = self.p if "P" in words else self.o
+            rows.append([0.0, 1.0] if max(words.count("P"), words.count("O")) >= least else [0.5, 0.5])
+        return np.array(rows)
+
+    def undefended(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[0.1, 0.9] if text.startswith("P") else [0.9, 0.1] for text in texts])
+
+
+TEN_P, TEN_O = " ".join("P" * 10), " ".join("O" * 10)
+
+
+def test_the_margins_and_the_choice_are_those_worked_by_hand(lab: Lab) -> None:
+    # ten words each; at k = 0.1, 0.4, 0.8 a copy keeps 9, 6, 2 of them. P texts are undecided (ln 2) below 9, O texts below 6:
+    # 0.1: 0 - 0.1 * 0 = 0;  0.4: ln 2 - 0.4 * 0 = ln 2;  0.8: ln 2 - 0.8 * ln 2 = 0.2 * ln 2
+    own = detector(lab, Counting(p=9, o=6), copies=3, replace_ratio="heldout", ratios=(0.8, 0.1, 0.4))
+    fitted = strip.chosen(own, [TEN_P] * 3, [TEN_O] * 2)
+    assert fitted.notes() == {
+        "sources": 2,
+        "replace_ratio": 0.4,
+        "replace_ratio_from": "heldout",
+        "criterion": pytest.approx({"0.1": 0.0, "0.4": math.log(2), "0.8": 0.2 * math.log(2)}),
+    }
+    assert {len(replaced(TEN, copy)) for copy in fitted.copies(TEN)} == {4}
+
+
+@pytest.mark.parametrize(("sure", "quantile"), [(1, math.log(2)), (2, 0.0)])
+def test_one_clean_text_in_twenty_may_lie_below_the_margin(lab: Lab, sure: int, quantile: float) -> None:
+    # of 21 texts the 5 %-quantile is the second lowest: one sure text does not count, two do; no O text is left undecided
+    texts = [TEN_P] * sure + ["U V W"] * (21 - sure)
+    own = detector(lab, Counting(p=0, o=1), copies=2, replace_ratio=0.1)
+    assert strip.margin(own, texts, [TEN_O]) == pytest.approx(quantile)
+
+
+def test_of_equal_margins_the_smallest_ratio_wins(lab: Lab) -> None:
+    fitted = strip.chosen(detector(lab, Counting(), replace_ratio="heldout", ratios=(0.6, 0.2, 0.4)), [TEN_P], [TEN_O])
+    assert fitted.notes()["replace_ratio"] == 0.2  # every copy is certain: each margin is 0
+
+
+def test_only_texts_that_are_and_look_like_their_side_choose(lab: Lab) -> None:
+    heldout = Labelled(["P right", "O wrong", "P wrong", "O right"], np.array([1, 1, 0, 0]))
+    assert strip.choice_texts(Strip(), cast(Any, Counting()), heldout, lab) == (["P right"], ["O right"])
+
+
+def test_at_most_choice_texts_of_each_side_choose(lab: Lab) -> None:
+    heldout = Labelled([f"{side} {row}" for row in range(9) for side in "OP"], np.arange(18) % 2)
+    protect, other = strip.choice_texts(Strip(choice_texts=4), cast(Any, Counting()), heldout, lab)
+    assert (len(protect), len(other)) == (4, 4)
+    assert (protect, other) == strip.choice_texts(Strip(choice_texts=4), cast(Any, Counting()), heldout, replace(lab))
+
+
+@pytest.mark.parametrize(("label", "missing"), [(0, "the protect label"), (1, "another label")])
+def test_a_choice_without_one_of_the_two_sides_is_refused(lab: Lab, label: int, missing: str) -> None:
+    heldout = Labelled(["P one", "O two"], np.array([label, label]))
+    with pytest.raises(CellError, match=f"no held-out text that is of {missing}"):
+        strip.choice_texts(Strip(), cast(Any, Counting()), heldout, lab)
+
+
+def test_the_choice_through_the_registry_is_made_once_by_seed(planted, heldout: Labelled, lab: Lab) -> None:
+    spec = "strip:replace_ratio=heldout,copies=3,choice_texts=10,ratios=0.1/0.4"
+    notes = [discover().parse("defense", spec).fit(planted, heldout, own).notes() for own in (lab, replace(lab))]
+    assert notes[0] == notes[1]
+    assert notes[0]["replace_ratio"] in (0.1, 0.4)
+    assert set(notes[0]["criterion"]) == {"0.1", "0.4"}
+
+
+def test_a_given_ratio_is_noted_and_needs_no_prediction(heldout: Labelled, lab: Lab) -> None:
+    fitted = Strip(replace_ratio=0.3).fit(cast(Any, Opinionated()), heldout, lab)  # it has no `undefended` to ask
+    assert fitted.notes() == {"sources": 100, "replace_ratio": 0.3, "replace_ratio_from": "option"}
+
+
+def test_only_the_choice_looks_at_protect_texts() -> None:
+    assert Strip(replace_ratio="heldout").learns_from_protect_texts()
+    assert not Strip().learns_from_protect_texts()
+
+
+@pytest.mark.parametrize(
+    ("spec", "canonical"),
+    [
+        ("strip:replace_ratio=heldout", "strip:replace_ratio=heldout"),
+        ("strip:replace_ratio=0.4", "strip"),
+        ("strip:replace_ratio=0.05", "strip:replace_ratio=0.05"),
+        ("strip:replace_ratio=heldout,ratios=0.1/0.3", "strip:replace_ratio=heldout,ratios=0.1/0.3"),
+    ],
+)
+def test_a_ratio_is_a_number_or_heldout_in_a_spec(spec: str, canonical: str) -> None:
+    parsed = discover().parse("defense", spec)
+    assert spec_of(parsed) == canonical
+    assert discover().parse("defense", canonical) == parsed
+
+
+def test_another_word_for_the_ratio_is_refused_in_one_line() -> None:
+    with pytest.raises(SpecError, match="replace_ratio='often'") as caught:
+        discover().parse("defense", "strip:replace_ratio=often")
+    assert "\n" not in str(caught.value)
+
+
+REFUSED = ["copies=0", "replace_ratio=0", "replace_ratio=1.1", "max_sources=0", "candidates=all", "repeat=5"]
+
+
+@pytest.mark.parametrize("options", [*REFUSED, "ratios=0/0.5", "ratios=", "choice_texts=0"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(SpecError):
         discover().parse("defense", f"strip:{options}")

@@ -8,13 +8,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rapbench.errors import StoreError
-from rapbench.report.tables import FOOT, HEADS, in_order, render
-from rapbench.results import SCHEMA, Record, read, write
+from rapbench.report.tables import FOOT, HEADS, PAIR_FOOT, SEEDS_FOOT, STRICT_FOOT, STRICT_HEADS, in_order, render
+from rapbench.results import SCHEMA, Curve, Record, pack, read, read_all, write
 
 OK = Record(
     dataset="demo:n_train=900",
@@ -46,10 +47,27 @@ FAILED = replace(
     OK, status="failed", reason="too few held-out texts", frr=0.01, far=None, auroc=None, cost={}, n_clean=None, n_poisoned=None
 )
 SKIPPED = replace(FAILED, status="skipped", reason="rap perturbs with 'mb'", defense="rap:word=mb")
+STRICT = replace(
+    OK,
+    protocol="strict",
+    far_at_frr={"0.01": 0.25, "0.05": None},
+    asr_defended=0.5,
+    clean_metric_defended=0.875,
+    n_heldout=99,
+    n_clean=8,
+    n_poisoned=8,
+    intervals={"frr_test": (0.05, 0.15), "far": (0.0, 0.0123), "asr_defended": (0.41, 0.59), "asr": (0.98, 1.0)},
+    verdicts={"test": pack(np.zeros(8, dtype=np.bool_)), "poisoned": pack(np.ones(8, dtype=np.bool_))},
+    artifacts={"poisoned": "p"},
+)
+CURVE = Curve(
+    dataset="demo", attack="ep", victim="v", seed=1, defense="rap", protocol="paper", points=((0.01, 0.0, 0.5), (0.02, 0.25, 0.0))
+)
 
 DEMANDED = {
     *("dataset", "attack", "defense", "frr", "frr_heldout", "frr_test", "far", "auroc", "asr", "asr_anywhere", "clean_metric"),
     *("threshold", "n_clean", "n_poisoned", "seed", "protocol", "status", "reason", "cost"),
+    *("setting", "poisoned_on", "tuning", "asr_defended", "clean_metric_defended", "asrd", "asr_before", "survival", "survival_anywhere"),
 }
 
 
@@ -101,7 +119,28 @@ def test_what_could_not_be_counted_is_two_dashes():
     control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost={})
     (row,) = table(render([control], "github"))
     assert [row[head] for head in ("FAR", "AUROC", "n poisoned", "rows/text")] == ["--"] * 4
-    assert table(render([control], "github"), 1)[0]["ASR control"] == "--"
+    assert [row["ASR control"] for row in table(render([control, OK], "github"), 1)] == ["25.00", "--"]
+
+
+def test_a_column_of_the_victims_table_in_which_nothing_stands_is_left_out():
+    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost={})
+    assert "ASR control" not in table(render([control], "github"), 1)[0]
+
+
+def test_the_victims_table_says_what_the_attack_does_by_itself_and_where_its_trigger_goes():
+    tuned = replace(
+        OK, setting="fine-tuned", poisoned_on="yelp:max_train=9", tuning="minilm-l6", asrd=0.75, survival=0.9995, asr_before=0.96, asr=1.0,
+        intervals={"asr": (0.9881, 1.0)},
+    )  # fmt: skip
+    (row,) = table(render([tuned, replace(tuned, protocol="strict", defense="strip")], "github"), 2)
+    shown = {"poisoned on": "yelp:max_train=9", "ASR first 100": "100.00 [98.8, 100.0]", "ASR control": "25.00", "ASRD": "75.00"}
+    assert (shown | {"survival": "99.95", "before": "96.00"}).items() <= row.items()
+
+
+def test_one_victim_before_and_after_fine_tuning_has_two_rows():
+    tuned = replace(OK, setting="fine-tuned", poisoned_on="yelp", tuning="minilm-l6", asr_before=0.96)
+    rows = table(render([OK, tuned], "github"), 1)
+    assert [(row["poisoned on"], row["before"]) for row in rows] == [("--", "--"), ("yelp", "96.00")]
 
 
 def test_the_formulas_stand_under_the_tables():
@@ -132,7 +171,7 @@ def test_options_are_left_out_of_a_name_that_is_clear_without_them():
     assert [row["defense"] for row in rows] == ["rap", "strip", "strip:copies=9"]
 
 
-@pytest.mark.parametrize(("name", "values"), [("seed", (1, 2)), ("victim", ("a", "b:lr=0.1"))])
+@pytest.mark.parametrize(("name", "values"), [("seed", (1, 2)), ("victim", ("a", "b:lr=0.1")), ("poisoned_on", ("imdb", "yelp"))])
 def test_several_seeds_or_victims_get_a_column(name, values):
     rows = table(render([replace(OK, **{name: value}) for value in values], "github"))
     assert [row[name] for row in rows] == [str(value) for value in values]
@@ -159,6 +198,138 @@ def test_records_are_ordered_by_victim_data_set_seed_attack_defense_and_frr():
     assert in_order(ordered[::-1]) == ordered
 
 
+def test_where_settings_are_mixed_each_table_says_where_the_poison_came_from():
+    tuned = replace(STRICT, setting="fine-tuned", poisoned_on="yelp", tuning="v:epochs=1")
+    records = [
+        replace(one, defense=defense, protocol=by) for one in (STRICT, tuned) for defense in ("rap", "strip") for by in ("paper", "strict")
+    ]
+    text = render(records, "github")
+    for number in (0, 1):
+        assert [(row["poisoned_on"], row["tuning"]) for row in table(text, number)] == [("--", "--")] * 2 + [("yelp", "v:epochs=1")] * 2
+    assert [row["poisoned_on"] for row in table(text, 3)] == ["--", "yelp"]
+
+
+def test_the_rows_of_one_setting_go_together():
+    tuned = replace(OK, setting="fine-tuned", poisoned_on="yelp", tuning="v")
+    assert in_order([replace(tuned, frr=0.001), OK, replace(OK, defense="strip")]) == [
+        OK,
+        replace(OK, defense="strip"),
+        replace(tuned, frr=0.001),
+    ]
+
+
+# the protocol strict
+
+
+def test_the_strict_table_gives_intervals_and_what_is_left_after_the_defense():
+    text = render([STRICT], "github")
+    assert table(text) == [
+        {
+            "dataset": "demo",
+            "attack": "badnet-rw",
+            "defense": "rap",
+            "FRR allowed": "0.5",
+            "FRR test": "10.00 [5.0, 15.0]",
+            "FAR": "0.00 [0.0, 1.2]",
+            "FAR at FRR 1 %": "25.00",
+            "FAR at FRR 5 %": "--",
+            "ASR defended": "50.00 [41.0, 59.0]",
+            "clean metric defended": "90.00 -> 87.50",
+            "n calibration": "99",
+        }
+    ]
+    assert STRICT_FOOT in text
+    assert FOOT not in text
+
+
+def test_the_protocols_have_a_table_each():
+    text = render([STRICT, OK], "github")
+    assert list(table(text, 0)[0]) == HEADS
+    assert list(table(text, 1)[0]) == STRICT_HEADS
+    assert text.index(FOOT) < text.index(STRICT_FOOT)
+
+
+def test_a_warning_marks_its_rows_and_is_told_once():
+    few = "4 held-out texts are few"
+    records = [replace(STRICT, defense=name, warnings=(few,)) for name in ("rap", "strip:copies=9")] + [replace(STRICT, frr=0.05)]
+    text = render(records, "github")
+    assert [row["FRR allowed"] for row in table(text)] == ["0.5 !", "5", "0.5 !"]
+    assert text.splitlines()[-1] == f"warning: {few}: demo badnet-rw rap (strict), demo badnet-rw strip (strict)"
+
+
+def test_of_many_cells_with_one_warning_six_are_named():
+    text = render([replace(STRICT, attack=f"a{n}", warnings=("few",)) for n in range(9)], "github")
+    assert text.splitlines()[-1] == f"warning: few: {', '.join(f'demo a{n} rap (strict)' for n in range(6))} and 3 more"
+
+
+def test_warnings_stand_before_the_cells_without_figures():
+    lines = render([replace(STRICT, warnings=("few",)), FAILED], "github").splitlines()
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["warning", "failed"]
+
+
+def test_where_nothing_can_be_rejected_there_is_no_threshold_and_the_row_stands():
+    none = replace(STRICT, threshold=None, frr_heldout=0.0, frr_test=0.0, far=1.0, warnings=("nothing is rejected",), intervals={})
+    (row,) = table(render([none], "github"))
+    assert (row["FRR allowed"], row["FRR test"], row["FAR"]) == ("0.5 !", "0.00", "100.00")
+    assert rows_of(render([none], "csv"))[0]["threshold"] == ""
+    assert json.loads(render([none], "json"))["cells"][0]["threshold"] is None
+
+
+# pairs and seeds
+
+
+def test_two_defenses_on_the_same_texts_are_compared():
+    # rap catches all 8, strip the last 2: 6 only by rap, p = 2 / 2^6; of the clean texts strip rejects one: 1 to 0, p = 1
+    strip = replace(
+        STRICT,
+        defense="strip",
+        verdicts={"test": pack(np.arange(8) == 0), "poisoned": pack(np.arange(8) >= 6)},
+    )
+    text = render([STRICT, strip], "github")
+    row = next(line for line in text.splitlines() if "6 / 0" in line)
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "demo",
+        "badnet-rw",
+        "0.5",
+        "rap",
+        "strip",
+        "6 / 0",
+        "0.031",
+        "1 / 0",
+        "1",
+    ]
+    assert PAIR_FOOT in text
+
+
+def test_the_protocol_paper_is_not_compared_in_pairs():
+    text = render([replace(one, protocol="paper") for one in (STRICT, replace(STRICT, defense="strip"))], "github")
+    assert PAIR_FOOT not in text
+
+
+def test_several_seeds_get_a_table_of_means():
+    seeds = [replace(STRICT, seed=seed, asr=1.0, far=far, auroc=None) for seed, far in ((1, 0.1), (2, 0.3))]
+    text = render(seeds, "github")
+    (row,) = table(text, 2)
+    # the deviations from the mean are -10 and 10: sqrt(200 / 1) = 14.14
+    assert (row["protocol"], row["seeds"], row["ASR"], row["FAR"], row["AUROC"]) == ("strict", "2", "100.00 ± 0.00", "20.00 ± 14.14", "--")
+    assert SEEDS_FOOT in text
+    assert SEEDS_FOOT not in render([STRICT], "github")
+
+
+def test_a_seed_without_a_figure_is_told():
+    two = [replace(STRICT, seed=seed, far=far) for seed, far in ((1, 0.1), (2, 0.3), (3, None))]
+    assert table(render(two, "github"), 2)[0]["FAR"] == "20.00 ± 14.14 (2)"
+    one = [replace(STRICT, seed=seed, far=far) for seed, far in ((1, 0.1), (2, None))]
+    assert table(render(one, "github"), 2)[0]["FAR"] == "10.00 (1)"
+
+
+def test_the_table_of_means_tells_its_victims_apart():
+    records = [replace(STRICT, seed=seed, victim=victim) for seed in (1, 2) for victim in ("a", "b")]
+    rows = table(render(records, "github"), 2)
+    assert [row["victim"] for row in rows] == ["a", "b"]
+    assert "seed" not in rows[0]
+
+
 # LaTeX
 
 
@@ -179,6 +350,19 @@ def test_latex_says_what_has_no_figures_in_comments_so_that_it_still_compiles():
     assert lines[1].startswith(r"\begin{tabular}")
 
 
+def test_latex_has_both_protocols_with_their_formulas_and_warnings_in_comments():
+    lines = render([OK, replace(STRICT, warnings=("few texts",))], "latex").splitlines()
+    heads = [line for line in lines if "FRR allowed" in line]
+    assert len(heads) == 2
+    assert r"FAR at FRR 1 \%" in heads[1]
+    assert [lines[place - 1] for place, line in enumerate(lines) if line.startswith(r"\begin{tabular}")] == [
+        f"% {FOOT}",
+        f"% {STRICT_FOOT}",
+    ]
+    assert "10.00 [5.0, 15.0]" in next(line for line in lines if "0.5 !" in line)
+    assert lines[-1] == "% warning: few texts: demo badnet-rw rap (strict)"
+
+
 # CSV
 
 
@@ -194,6 +378,18 @@ def test_csv_holds_fractions_of_all_cells():
 
 def test_csv_has_every_figure_that_was_asked_for():
     assert DEMANDED - {"cost"} <= set(rows_of(render([OK], "csv"))[0])
+
+
+def test_csv_has_both_protocols_and_a_column_for_each_end_of_an_interval():
+    paper, strict = rows_of(render([STRICT, OK], "csv"))
+    assert (paper["protocol"], strict["protocol"]) == ("paper", "strict")
+    assert [strict[name] for name in ("far_low", "far_high", "asr_defended_low", "asr_defended_high")] == ["0.0", "0.0123", "0.41", "0.59"]
+    assert [paper[name] for name in ("far_low", "far_high", "asr_defended_low", "frr_test_low")] == ["", "", "", "0.05"]
+    assert (strict["far_at_frr_1"], strict["far_at_frr_5"], paper["far_at_frr_1"]) == ("0.25", "", "")
+
+
+def test_csv_has_the_warnings_in_one_field():
+    assert rows_of(render([replace(STRICT, warnings=("one", "two"))], "csv"))[0]["warnings"] == "one; two"
 
 
 def test_csv_survives_commas_quotes_and_line_breaks():
@@ -241,28 +437,37 @@ def test_the_table_has_a_head_for_each_figure():
 
 
 def test_a_record_reads_back_as_it_was_written(tmp_path):
-    write([OK, FAILED, SKIPPED], tmp_path / "cells")
-    assert in_order(read(tmp_path)) == in_order([OK, FAILED, SKIPPED])
+    whole = replace(STRICT, warnings=("few", "fewer"), setting="fine-tuned", poisoned_on="yelp", tuning="v", notes={"tries": 2})
+    write([OK, FAILED, SKIPPED, STRICT, whole], tmp_path)
+    assert in_order(read(tmp_path)) == in_order([OK, FAILED, SKIPPED, STRICT, whole])
+
+
+def test_a_curve_reads_back_as_it_was_written_and_is_no_cell(tmp_path):
+    other = replace(CURVE, protocol="strict", setting="fine-tuned", poisoned_on="yelp", tuning="v", points=())
+    write([OK, CURVE, other], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "curves"]
+    assert sorted(read_all(tmp_path, Curve), key=lambda one: one.protocol) == [CURVE, other]
+    assert read(tmp_path) == [OK]
 
 
 def test_writing_the_same_record_again_leaves_its_file_alone(tmp_path):
     write([OK], tmp_path)
-    before = (tmp_path / OK.file_name).stat()
+    before = (tmp_path / "cells" / OK.file_name).stat()
     write([OK], tmp_path)
-    after = (tmp_path / OK.file_name).stat()
+    after = (tmp_path / "cells" / OK.file_name).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 def test_a_cell_that_failed_and_then_went_well_has_one_file(tmp_path):
-    write([replace(OK, status="failed", reason="full disk")], tmp_path / "cells")
-    write([OK], tmp_path / "cells")
+    write([replace(OK, status="failed", reason="full disk")], tmp_path)
+    write([OK], tmp_path)
     assert read(tmp_path) == [OK]
 
 
 def test_a_file_that_is_garbage_is_written_over(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / OK.file_name).write_bytes(b"\xff\xfe")
-    write([OK], tmp_path / "cells")
+    write([OK], tmp_path)
     assert read(tmp_path) == [OK]
 
 
@@ -273,7 +478,7 @@ HOSTILE = ["../../x", "/etc/passwd", "a\\..\\b", "..", "x" * 5000, "nul\0", "lin
 @pytest.mark.parametrize("role", ["dataset", "attack", "defense", "victim"])
 def test_a_record_s_file_stays_in_its_folder(spec, role, tmp_path):
     one = replace(OK, **{role: spec})
-    write([one], tmp_path / "cells")
+    write([one], tmp_path)
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [one.file_name]
     assert read(tmp_path) == [one]
 
@@ -289,41 +494,82 @@ def test_a_file_s_name_is_a_plain_one(spec):
 
 @pytest.mark.parametrize(
     ("role", "other"),
-    [("dataset", "demo:n_train=901"), ("victim", "minilm-l6:lr=0.1"), ("seed", 1), ("frr", 0.01), ("protocol", "strict"), ("attack", "EP")],
+    [
+        *(("dataset", "demo:n_train=901"), ("victim", "minilm-l6:lr=0.1"), ("seed", 1), ("frr", 0.01), ("protocol", "strict")),
+        *(("attack", "EP"), ("poisoned_on", "yelp"), ("tuning", "minilm-l6")),
+    ],
 )
 def test_each_combination_has_a_file_of_its_own(role, other):
     assert replace(OK, **{role: other}).file_name != OK.file_name
 
 
 def test_a_file_of_another_schema_is_refused_with_its_version(tmp_path):
-    write([OK], tmp_path / "cells")
+    write([OK], tmp_path)
     path = tmp_path / "cells" / OK.file_name
     path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA}', '"schema_version": 99'))
-    with pytest.raises(StoreError, match=rf"'.*{path.name}' has schema version 99, this rapbench reads {SCHEMA}$"):
+    with pytest.raises(StoreError, match=rf"'.*{path.name}' has schema version 99, this rapbench reads {SCHEMA}: "):
         read(tmp_path)
+
+
+def test_a_result_of_schema_1_says_what_to_do(tmp_path):
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / "old.json"
+    path.write_text('{"schema_version": 1, "dataset": "demo", "attack": "ep", "defense": "rap", "frr": 0.01}')
+    with pytest.raises(StoreError) as told:
+        read(tmp_path)
+    assert str(told.value) == (
+        f"{str(path)!r} has schema version 1, this rapbench reads 2: "
+        "run the same command again with --out on another folder, or read it with the rapbench that wrote it"
+    )
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b'{"schema_version": 1, "dataset": "de',
+        b'{"schema_version": 2, "dataset": "de',
         b"[1, 2]",
         b"\xff\xfe\x00",
-        b'{"schema_version": 1, "dataset": "demo"}',
-        b'{"schema_version": 1, "intervals": {"far": 3}}',
+        b'{"schema_version": 2, "dataset": "demo"}',
+        b'{"schema_version": 2, "intervals": {"far": 3}}',
+        b'{"schema_version": 2, "warnings": 3}',
         b"null",
     ],
 )
-def test_a_half_written_file_is_named(content, tmp_path):
-    write([OK], tmp_path / "cells")
-    (tmp_path / "cells" / "broken.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"broken.json' is no result of rapbench: .*; move it away and run again"):
+def test_a_half_written_file_is_named_and_left_alone(content, tmp_path):
+    write([OK], tmp_path)
+    path = tmp_path / "cells" / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"^'[^\n]*broken.json' is no result of rapbench: [^\n]*; move it away and run again$"):
         read(tmp_path)
+    assert path.read_bytes() == content
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+@pytest.mark.parametrize("size", [1, 100, 500, -1])
+def test_a_cell_of_which_a_part_was_written_is_told_and_written_anew_by_the_next_run(size, tmp_path):
+    write([STRICT], tmp_path)
+    path = tmp_path / "cells" / STRICT.file_name
+    part = path.read_bytes()[:size]
+    path.write_bytes(part)
+    with pytest.raises(StoreError, match="is no result of rapbench"):
+        read(tmp_path)
+    assert path.read_bytes() == part
+    write([STRICT], tmp_path)
+    assert read(tmp_path) == [STRICT]
+
+
+@pytest.mark.parametrize("points", ["3", "[3]", "[[0.1, 0.2]]", '[["a", 0.1, 0.2]]'])
+def test_a_curve_without_triples_of_numbers_is_told(points, tmp_path):
+    write([CURVE], tmp_path)
+    path = tmp_path / "curves" / CURVE.file_name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "points": json.loads(points)}))
+    with pytest.raises(StoreError, match="is no result of rapbench"):
+        read_all(tmp_path, Curve)
 
 
 def test_a_field_that_a_later_version_added_is_passed_over(tmp_path):
-    write([OK], tmp_path / "cells")
+    write([OK], tmp_path)
     path = tmp_path / "cells" / OK.file_name
     path.write_text(json.dumps({**json.loads(path.read_text()), "shoe_size": 43}))
     assert read(tmp_path) == [OK]
@@ -337,4 +583,4 @@ def test_a_folder_without_results_is_refused(tmp_path):
 def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "cells").write_text("")
     with pytest.raises(StoreError, match=r"cannot make the folder .*; choose another --out"):
-        write([OK], tmp_path / "cells" / "deeper")
+        write([OK], tmp_path)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from tabulate import tabulate
 
+from rapbench.report.forms import csv_text
+from rapbench.report.statistics import Pair, Spread, pairs, spreads
 from rapbench.results import Record
 
 Format = Literal["github", "latex", "csv", "json"]
@@ -28,10 +28,48 @@ HEADS = [
     "n poisoned",
     "rows/text",
 ]
+STRICT_HEADS = [
+    "dataset",
+    "attack",
+    "defense",
+    "FRR allowed",
+    "FRR test",
+    "FAR",
+    "FAR at FRR 1 %",
+    "FAR at FRR 5 %",
+    "ASR defended",
+    "clean metric defended",
+    "n calibration",
+]
 FOOT = (
     "FRR: rejected among clean texts whose true and predicted label is the protect label (n clean). "
     "FAR: accepted among triggered non-target texts predicted as the protect label (n poisoned). "
-    "FRR, FAR, ASR in per cent; protocol `paper`. rows/text: victim (+ language model) rows per scored text."
+    "FRR, FAR, ASR in per cent. rows/text: victim (+ language model) rows per scored text. "
+    "Protocol `paper`: fitted, and the threshold taken by linear percentile, on the same held-out texts."
+)
+STRICT_FOOT = (
+    "Protocol `strict`: fitted on half of the held-out protect-label texts, threshold by the conformal quantile "
+    "(the ceil((n+1)(1-FRR))-th smallest suspicion) of the n others; where n is too small for one, nothing is rejected. "
+    "[95 % Wilson interval]. FAR at FRR: a point of the test texts' own ROC curve. ASR defended: triggered non-target texts predicted as "
+    "the target and accepted, of all. Clean metric defended: a rejected text is one without an answer. !: see the warnings."
+)
+VICTIM_FOOT = (
+    "ASRD: ASR minus that of a victim that was never poisoned (control), on the same texts. Survival: triggered texts whose whole trigger "
+    "stands before the cut at the victim's maximal length. Before: ASR of the same texts before its user fine-tuned the victim."
+)
+SPREAD_HEADS = {
+    "asr": "ASR",
+    "clean_metric": "clean metric",
+    "frr_test": "FRR test",
+    "far": "FAR",
+    "auroc": "AUROC",
+    "asr_defended": "ASR defended",
+}
+SEEDS_FOOT = "Mean ± sample standard deviation (n - 1) over the seeds, in per cent; in brackets how many seeds have a figure, if not all."
+MOST_SHOWN = 6
+PAIR_FOOT = (
+    "Exact McNemar tests (two-sided, not corrected for their number) on the same texts, protocol `strict`: how many triggered texts "
+    "only the one or only the other defense catches, how many clean texts only the one or only the other keeps."
 )
 
 
@@ -52,19 +90,38 @@ def as_json(records: Sequence[Record]) -> str:
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """Give the records by victim, data set, seed, attack, defense, allowed FRR."""
-    return sorted(records, key=lambda one: (one.victim, one.dataset, one.seed, one.attack, one.defense, one.frr))
+    """Give the records by victim, data set, setting, seed, attack, defense, allowed FRR, protocol."""
+    return sorted(records, key=_place)
+
+
+def _place(one: Record) -> tuple[object, ...]:
+    home = (one.poisoned_on or "", one.tuning or "")
+    return one.victim, one.dataset, *home, one.seed, one.attack, one.defense, one.frr, one.protocol
 
 
 def _github(done: Sequence[Record], without_figures: Sequence[str]) -> str:
-    parts = [_markdown(*_main(done)), _markdown(*_controls(done)), FOOT] if done else []
-    return "\n\n".join([*parts, *(["\n".join(without_figures)] if without_figures else [])])
+    paper, strict = ([one for one in done if one.protocol == protocol] for protocol in ("paper", "strict"))
+    compared, seeds = pairs(strict), spreads(done)
+    parts = [
+        *([_markdown(*_main(paper)), FOOT] if paper else []),
+        *([_markdown(*_strict(strict)), STRICT_FOOT] if strict else []),
+        *([_markdown(*_controls(done)), VICTIM_FOOT] if done else []),
+        *([_markdown(*_paired(compared)), PAIR_FOOT] if compared else []),
+        *([_markdown(*_seeds(seeds)), SEEDS_FOOT] if seeds else []),
+        *(["\n".join(lines)] if (lines := [*_warnings(done), *without_figures]) else []),
+    ]
+    return "\n\n".join(parts)
 
 
 def _latex(done: Sequence[Record], without_figures: Sequence[str]) -> str:
-    """The tabular of the main table; what it cannot hold stands in comments above and below it."""
-    parts = [f"% {FOOT}", tabulate(_main(done)[1], _main(done)[0], tablefmt="latex_booktabs", disable_numparse=True)] if done else []
-    return "\n".join([*parts, *(f"% {line}" for line in without_figures)])
+    """The tabulars of the two protocols; what they cannot hold stands in comments around them."""
+    parts = []
+    for protocol, foot, tabled in (("paper", FOOT, _main), ("strict", STRICT_FOOT, _strict)):
+        own = [one for one in done if one.protocol == protocol]
+        if own:
+            heads, rows = tabled(own)
+            parts += [f"% {foot}", tabulate(rows, heads, tablefmt="latex_booktabs", disable_numparse=True)]
+    return "\n".join([*parts, *(f"% {line}" for line in [*_warnings(done), *without_figures])])
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -73,10 +130,22 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _main(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows, with a column for the victim and one for the seed where there are several."""
-    several = [name for name in ("victim", "seed") if len({getattr(one, name) for one in done}) > 1]
-    names = _short_names(done)
-    return [*several, *HEADS], [[*(str(getattr(one, name)) for name in several), *_row(one, names)] for one in done]
+    """The head and the rows, with a column for what there are several of: victims, seeds, settings."""
+    several, names = _several(done), _short_names(done)
+    return [*several, *HEADS], [[*_telling(one, several), *_row(one, names)] for one in done]
+
+
+def _strict(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    several, names = _several(done), _short_names(done)
+    return [*several, *STRICT_HEADS], [[*_telling(one, several), *_strict_row(one, names)] for one in done]
+
+
+def _several(done: Sequence[Record]) -> list[str]:
+    return [name for name in ("victim", "seed", "poisoned_on", "tuning") if len({getattr(one, name) for one in done}) > 1]
+
+
+def _telling(one: Record, several: Sequence[str]) -> list[str]:
+    return [str(getattr(one, name) if getattr(one, name) is not None else "--") for name in several]
 
 
 def _short_names(records: Sequence[Record]) -> dict[str, str]:
@@ -103,6 +172,27 @@ def _row(one: Record, names: dict[str, str]) -> list[str]:
     ]
 
 
+def _strict_row(one: Record, names: dict[str, str]) -> list[str]:
+    return [
+        names[one.dataset],
+        names[one.attack],
+        names[one.defense],
+        f"{100 * one.frr:g}" + (" !" if one.warnings else ""),
+        _with_interval(one, "frr_test"),
+        _with_interval(one, "far"),
+        _percent(one.far_at_frr.get("0.01")),
+        _percent(one.far_at_frr.get("0.05")),
+        _with_interval(one, "asr_defended"),
+        f"{_percent(one.clean_metric)} -> {_percent(one.clean_metric_defended)}",
+        _count(one.n_heldout),
+    ]
+
+
+def _with_interval(one: Record, name: str) -> str:
+    ends = one.intervals.get(name)
+    return _percent(getattr(one, name)) + (f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else "")
+
+
 def _percent(value: float | None) -> str:
     return "--" if value is None else f"{100 * value:.2f}"
 
@@ -118,46 +208,120 @@ def _rows(one: Record) -> str:
 
 
 def _controls(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Give the victims' own table: clean metric, ASR by place of the trigger, ASR of the clean control."""
+    """Give the victims' own table: clean metric, ASR by place of the trigger, ASR of the clean control, survival."""
+    heads = ["victim", "dataset", "poisoned on", "tuning", "seed", "attack", "trigger", "clean metric", "ASR first 100", "ASR anywhere"]
+    heads += ["ASR control", "ASRD", "survival", "before"]
     rows: dict[tuple[Any, ...], list[str]] = {}
     for one in done:
-        rows[one.victim, one.dataset, one.seed, one.attack] = [
+        rows[one.victim, one.dataset, one.poisoned_on, one.tuning, one.seed, one.attack] = [
             one.victim,
             one.dataset,
+            one.poisoned_on or "--",
+            one.tuning or "--",
             str(one.seed),
             one.attack,
             one.trigger or "",
             f"{one.metric} {_percent(one.clean_metric)}",
-            _percent(one.asr),
+            _with_interval(one, "asr"),
             _percent(one.asr_anywhere),
             _percent(one.asr_control),
+            _percent(one.asrd),
+            _percent(one.survival),
+            _percent(one.asr_before),
         ]
-    heads = ["victim", "dataset", "seed", "attack", "trigger", "clean metric", "ASR first 100", "ASR anywhere", "ASR control"]
-    return heads, list(rows.values())
+    empty = [place for place in range(len(heads)) if all(row[place] == "--" for row in rows.values())]
+    kept = [place for place in range(len(heads)) if place not in empty]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows.values()]
+
+
+def _paired(compared: Sequence[Pair]) -> tuple[list[str], list[list[str]]]:
+    done = [pair.one for pair in compared] + [pair.other for pair in compared]
+    several, names = _several(done), _short_names(done)
+    heads = [
+        *several,
+        "dataset",
+        "attack",
+        "FRR allowed",
+        "one",
+        "other",
+        "caught by one / other",
+        "p (FAR)",
+        "kept by one / other",
+        "p (FRR)",
+    ]
+    return heads, [
+        [
+            *_telling(pair.one, several),
+            names[pair.one.dataset],
+            names[pair.one.attack],
+            f"{100 * pair.one.frr:g}",
+            names[pair.one.defense],
+            names[pair.other.defense],
+            *(text for own in (pair.far, pair.frr) for text in (f"{own[0]} / {own[1]}", f"{own[2]:.2g}")),
+        ]
+        for pair in compared
+    ]
+
+
+def _seeds(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
+    first = [one.first for one in found]
+    several, names = [name for name in _several(first) if name != "seed"], _short_names(first)
+    heads = [*several, "protocol", "dataset", "attack", "defense", "FRR allowed", "seeds", *SPREAD_HEADS.values()]
+    return heads, [
+        [
+            *_telling(one.first, several),
+            one.first.protocol,
+            names[one.first.dataset],
+            names[one.first.attack],
+            names[one.first.defense],
+            f"{100 * one.first.frr:g}",
+            str(len(one.seeds)),
+            *(_mean(one, name) for name in SPREAD_HEADS),
+        ]
+        for one in found
+    ]
+
+
+def _mean(one: Spread, name: str) -> str:
+    if name not in one.figures:
+        return "--"
+    mean, deviation, n = one.figures[name]
+    shown = f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if n > 1 else "")
+    return shown + (f" ({n})" if n < len(one.seeds) else "")
+
+
+def _warnings(done: Sequence[Record]) -> list[str]:
+    """Give each warning once, with the cells that it is about."""
+    found: dict[str, list[str]] = {}
+    for one in done:
+        for warning in one.warnings:
+            what = f"{one.dataset.partition(':')[0]} {one.attack.partition(':')[0]} {one.defense.partition(':')[0]} ({one.protocol})"
+            found.setdefault(warning, []).append(what)
+    return [f"warning: {' '.join(text.split())}: {_shown(list(dict.fromkeys(cells)))}" for text, cells in found.items()]
+
+
+def _shown(cells: Sequence[str]) -> str:
+    return ", ".join(cells[:MOST_SHOWN]) + (f" and {len(cells) - MOST_SHOWN} more" if len(cells) > MOST_SHOWN else "")
 
 
 def _without_figures(ordered: Sequence[Record]) -> list[str]:
     levels: dict[tuple[str, str], list[str]] = {}
     for one in ordered:
         if one.status != "ok":
-            what = f"{one.status}: {one.dataset} {one.attack} {one.defense} on {one.victim}, seed {one.seed}"
+            home = f" poisoned on {one.poisoned_on}" if one.poisoned_on else ""
+            what = f"{one.status}: {one.dataset}{home} {one.attack} {one.defense} on {one.victim}, seed {one.seed}"
             levels.setdefault((what, one.reason or ""), []).append(f"{100 * one.frr:g}")
-    return [" ".join(f"{what}, at {', '.join(frrs)} %: {reason}".split()) for (what, reason), frrs in levels.items()]
+    return [" ".join(f"{what}, at {', '.join(dict.fromkeys(frrs))} %: {reason}".split()) for (what, reason), frrs in levels.items()]
 
 
 def _csv(records: Sequence[Record]) -> str:
-    names = [f.name for f in dataclasses.fields(Record) if f.name not in ("intervals", "cost", "notes", "artifacts")]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*names, "victim_rows_per_input", "score_ms_per_input", "fit_s"])
+    nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts")
+    names = [f.name for f in dataclasses.fields(Record) if f.name not in nested]
+    costs, rated = ("victim_rows_per_input", "score_ms_per_input", "fit_s"), sorted({name for one in records for name in one.intervals})
+    ends = [f"{name}_{end}" for name in rated for end in ("low", "high")]
+    rows = []
     for one in in_order(records):
-        costs = [one.cost.get(name) for name in ("victim_rows_per_input", "score_ms_per_input", "fit_s")]
-        writer.writerow([_cell(value) for value in [*(getattr(one, name) for name in names), *costs]])
-    return stream.getvalue().removesuffix("\n")
-
-
-def _cell(value: object) -> object:
-    """Keep a spreadsheet from taking text for a formula, and a lone carriage return from ending a row."""
-    if not isinstance(value, str):
-        return value
-    return ("'" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + value.replace("\r", " ")
+        own = [getattr(one, name) for name in names] + [one.far_at_frr.get(frr) for frr in ("0.01", "0.05")]
+        own += [end for name in rated for end in one.intervals.get(name) or (None, None)]
+        rows.append([*own, *(one.cost.get(name) for name in costs), "; ".join(one.warnings)])
+    return csv_text([*names, "far_at_frr_1", "far_at_frr_5", *ends, *costs, "warnings"], rows)

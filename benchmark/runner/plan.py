@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,39 +13,72 @@ from typing import Any, cast
 
 import rapbench
 from rapbench import stages
-from rapbench.api import Attack
+from rapbench.api import Attack, Dataset
 from rapbench.artifacts import Store, content_key
+from rapbench.checks import Check
+from rapbench.corpus import WIKITEXT, general_state
 from rapbench.errors import DataError
-from rapbench.grid import Cell
+from rapbench.grid import Cell, Planted
+from rapbench.probe import Probe
 from rapbench.registry import Kind, Plugin, Registry, source_digest
 from rapbench.stages import Bench, Job
 from rapbench.victim import Recipe, model_fingerprint
 
+Asked = Cell | Probe | Check
+
 LIBRARIES = {
     "victim": ("torch", "transformers", "tokenizers", "accelerate", "numpy"),
+    "finetune": ("torch", "transformers", "tokenizers", "accelerate", "numpy"),
     "predict": ("torch", "transformers", "tokenizers", "numpy"),
     "prepare": ("torch", "transformers", "numpy"),
     "score": ("torch", "transformers", "tokenizers", "numpy", "scikit-learn"),
+    "probe": ("torch", "transformers", "tokenizers", "numpy"),
+    "theorem": ("torch", "transformers", "tokenizers", "numpy"),
 }
 """What changes a step's numbers, by step."""
 
 MODULES = {
     "data": ("data.py",),
     "poison": ("poison.py",),
-    "victim": ("victim.py", "lab.py", "rows.py"),
+    "victim": ("victim.py", "lab.py", "rows.py", "rates.py"),
+    "finetune": ("victim.py", "lab.py", "rates.py"),
     "predict": ("victim.py",),
     "prepare": ("lab.py",),
     "score": ("victim.py", "lab.py", "rows.py", "protocol.py", "cost.py"),
+    "probe": ("victim.py", "probe.py", "corpus.py"),
+    "theorem": ("victim.py", "theorem.py"),
 }
 """The files of the core that a step runs, by step."""
 
 
+HELPERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
+    "predict": (stages._finite,),
+    "probe": (stages._finite,),
+    "theorem": (stages._drawn,),
+    "score": (stages._gated, stages._scored, stages._calibrating, stages._kept, stages._checked_scores, stages._cost),
+}
+"""The private functions of `stages` that a step runs, by step."""
+
+
+NEEDED: Mapping[type[Planted], tuple[str, ...]] = {Cell: ("clean", "poisoned", "score"), Probe: ("probe",), Check: ("theorem",)}
+"""The roles of the artifacts without which there is no result, by what is asked."""
+WELCOME = ("control", "before")
+"""The roles that are read where they are there."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """The cells that differ by FRR only: they are read off the same artifacts. `keys`: role -> artifact."""
+    """What is read off the same artifacts: the cells that differ by FRR and protocol only, one probe, one check.
 
-    cells: tuple[Cell, ...]
+    `keys`: role -> artifact.
+    """
+
+    cells: tuple[Asked, ...]
     keys: Mapping[str, str]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return NEEDED[type(self.cells[0])]
 
 
 @dataclass
@@ -53,13 +86,13 @@ class Plan:
     """All jobs of a grid by key, in an order in which they can run, and the cells they serve."""
 
     groups: list[Group] = field(default_factory=list)
-    skipped: list[Cell] = field(default_factory=list)
-    refused: list[tuple[Cell, str]] = field(default_factory=list)
+    skipped: list[Asked] = field(default_factory=list)
+    refused: list[tuple[Asked, str]] = field(default_factory=list)
     """Cells whose data set cannot be had, with the reason: the others go on."""
     jobs: dict[str, Job] = field(default_factory=dict)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Asked]:
         return [*(cell for group in self.groups for cell in group.cells), *self.skipped, *(cell for cell, _ in self.refused)]
 
     def missing(self, store: Store) -> dict[str, Job]:
@@ -78,16 +111,17 @@ class Plan:
         return {key: job for key, job in self.jobs.items() if key in needed}
 
 
-def plan(cells: Iterable[Cell], registry: Registry, bench: Bench) -> Plan:
+def plan(cells: Iterable[Asked], registry: Registry, bench: Bench) -> Plan:
     """Give the plan of these cells; a DataError where not one of their data sets can be had."""
     made = Plan()
     planner = _Planner(registry, bench, made)
-    grouped: dict[str, list[Cell]] = {}
+    grouped: dict[str, list[Asked]] = {}
     for cell in cells:
         if cell.skip:
             made.skipped.append(cell)
         else:
-            grouped.setdefault(repr(replace(cell, frr=0.0)), []).append(cell)
+            alike = replace(cell, frr=0.0, protocol="") if isinstance(cell, Cell) else cell
+            grouped.setdefault(repr(alike), []).append(cell)
     for group in grouped.values():
         try:
             made.groups.append(Group(tuple(group), planner.keys(group[0])))
@@ -99,7 +133,7 @@ def plan(cells: Iterable[Cell], registry: Registry, bench: Bench) -> Plan:
 
 
 def _results(group: Group) -> list[str]:
-    return [key for role, key in group.keys.items() if role in ("clean", "poisoned", "control", "score")]
+    return [key for role, key in group.keys.items() if role in (*group.needed, *WELCOME)]
 
 
 @dataclass
@@ -108,42 +142,64 @@ class _Planner:
     bench: Bench
     made: Plan
 
-    def keys(self, cell: Cell) -> dict[str, str]:
-        data = self._data(cell)
-        poison, victim = self._victim(cell, cell.attack, data)
-        keys = {"data": data, "poison": poison, "victim": victim}
-        keys["clean"] = self._predict(cell, victim, data, ["validation", "test"])
-        keys["poisoned"] = self._predict(cell, victim, poison, ["first100", "anywhere"])
+    def keys(self, asked: Asked) -> dict[str, str]:
+        keys = self.victim(asked)
+        match asked:
+            case Probe():
+                return {**keys, "probe": self._probe(asked, keys)}
+            case Check():
+                return {**keys, "theorem": self._theorem(asked, keys)}
+            case Cell():
+                return self._scored(asked, keys)
+
+    def _scored(self, cell: Cell, keys: dict[str, str]) -> dict[str, str]:
+        keys["clean"] = self._predict(cell, keys["victim"], keys["data"], ["validation", "test"])
+        keys["poisoned"] = self._predict(cell, keys["victim"], keys["poison"], ["first100", "anywhere"])
+        if "received" in keys:
+            keys["before"] = self._predict(cell, keys["received"], keys["poison"], ["first100"])
         if cell.attack.poisons and "clean" in self.registry.names("attack"):
-            control = self._victim(cell, self._named_attack(cell, "clean"), data)[1]
-            keys["control"] = self._predict(cell, control, poison, ["first100"])
+            control = self.victim(replace(cell, attack=self._named_attack("clean")))["victim"]
+            keys["control"] = self._predict(cell, control, keys["poison"], ["first100"])
         keys["score"] = self._score(cell, keys)
         return keys
 
-    def _data(self, cell: Cell) -> str:
-        dataset = cell.dataset
+    def victim(self, planted: Planted) -> dict[str, str]:
+        """Give the keys of the data, the poison and the victim that is defended; of the one `received` before fine-tuning."""
+        data = self._data(planted.dataset)
+        if planted.poisoned_on is None or planted.tuning is None:
+            poison, victim = self._planted(planted, planted.attack)
+            return {"data": data, "poison": poison, "victim": victim}
+        received = self._planted(planted, planted.attack)[1]
+        spec = {**self._model(planted), "metric": planted.dataset.metric}
+        label = f"{planted.poisoned_on.name}-{planted.dataset.name} {planted.attack.name}"
+        tuned = self._job("finetune", spec, {"data": data, "start": received}, label)
+        return {"data": data, "poison": self._poison(planted, planted.dataset, planted.attack), "victim": tuned, "received": received}
+
+    def _data(self, dataset: Dataset) -> str:
         goal = ("target_label", "metric", "trigger_sentence")  # the attacker's goal does not change the data
         spec = {name: value for name, value in _options(dataset).items() if name not in goal}
         keyed = {"dataset": spec, "state": dataset.fingerprint()}
         return self._job("data", {"dataset": _options(dataset)}, {}, dataset.name, plugins=[dataset], keyed=keyed)
 
-    def _victim(self, cell: Cell, attack: Attack, data: str) -> tuple[str, str]:
-        target = cell.dataset.target_label
-        label = f"{cell.dataset.name} {attack.name}"
-        poison = self._job(
-            "poison", {"attack": _options(attack), "target_label": target, "seed": cell.seed}, {"data": data}, label, plugins=[attack]
-        )
-        inputs = {"data": data, "poison": poison}
-        if attack.starts_from:
-            inputs["start"] = self._victim(cell, self._named_attack(cell, attack.starts_from), data)[1]
-        spec = {**self._model(cell), "attack": _options(attack), "metric": cell.dataset.metric}
-        keyed = {**spec, "source": _model_state(cell.recipe.model, cell.recipe.revision)}
-        return poison, self._job("victim", spec, inputs, label, plugins=[attack], keyed=keyed)
+    def _poison(self, planted: Planted, dataset: Dataset, attack: Attack) -> str:
+        spec = {"attack": _options(attack), "target_label": dataset.target_label, "seed": planted.seed}
+        return self._job("poison", spec, {"data": self._data(dataset)}, f"{dataset.name} {attack.name}", plugins=[attack])
 
-    def _named_attack(self, cell: Cell, name: str) -> Attack:
+    def _planted(self, planted: Planted, attack: Attack) -> tuple[str, str]:
+        """Give the keys of the attacker's poison and of the victim that he gives away."""
+        home = planted.home
+        poison = self._poison(planted, home, attack)
+        inputs = {"data": self._data(home), "poison": poison}
+        if attack.starts_from:
+            inputs["start"] = self._planted(planted, self._named_attack(attack.starts_from))[1]
+        spec = {**self._model(planted, planted.recipe), "attack": _options(attack), "metric": home.metric}
+        keyed = {**spec, "source": _model_state(planted.recipe.model, planted.recipe.revision)}
+        return poison, self._job("victim", spec, inputs, f"{home.name} {attack.name}", plugins=[attack], keyed=keyed)
+
+    def _named_attack(self, name: str) -> Attack:
         return cast(Attack, self.registry.parse("attack", name))
 
-    def _predict(self, cell: Cell, victim: str, texts: str, splits: list[str]) -> str:
+    def _predict(self, cell: Planted, victim: str, texts: str, splits: list[str]) -> str:
         label = f"{cell.dataset.name} {cell.attack.name} {splits[-1]}"
         return self._job("predict", {**self._model(cell), "splits": splits}, {"victim": victim, "texts": texts}, label)
 
@@ -164,8 +220,28 @@ class _Planner:
         spec["foreign_words"] = sorted(set(cell.attack.words))
         return self._job("score", spec, inputs, f"{cell.dataset.name} {cell.attack.name} {defense.name}", plugins=[defense])
 
-    def _model(self, cell: Cell) -> dict[str, Any]:
-        return {"recipe": asdict(cell.recipe), "target_label": cell.dataset.target_label, "seed": cell.seed}
+    def _probe(self, probe: Probe, keys: Mapping[str, str]) -> str:
+        spec = {
+            **self._model(probe),
+            "attack": _options(probe.attack),
+            "source": probe.source,
+            "general": str(Path(probe.general).resolve()) if probe.general != WIKITEXT else WIKITEXT,
+            "count": probe.count,
+            "length": probe.length,
+        }
+        state = general_state(probe.general) if probe.source == "general" else ""
+        keyed = {**spec, "general": state}
+        inputs = {role: keys[role] for role in ("poison", "victim")}
+        label = f"{probe.dataset.name} {probe.attack.name} {probe.source}"
+        return self._job("probe", spec, inputs, label, plugins=[probe.attack], keyed=keyed)
+
+    def _theorem(self, check: Check, keys: Mapping[str, str]) -> str:
+        spec = {**self._model(check), "word": check.word, "texts": check.texts}
+        inputs = {role: keys[role] for role in ("data", "poison", "victim")}
+        return self._job("theorem", spec, inputs, f"{check.dataset.name} {check.attack.name}")
+
+    def _model(self, planted: Planted, recipe: Recipe | None = None) -> dict[str, Any]:
+        return {"recipe": asdict(recipe or planted.deployed), "target_label": planted.dataset.target_label, "seed": planted.seed}
 
     def _job(
         self,
@@ -211,8 +287,7 @@ def _code(stage: str) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in MODULES[stage]:
         digest.update((folder / name).read_bytes())
-    helpers = (stages._gated, stages._kept, stages._cost) if stage == "score" else ()
-    for function in (stages.STAGES[stage], *helpers):
+    for function in (stages.STAGES[stage], *HELPERS.get(stage, ())):
         digest.update(inspect.getsource(function).encode())
     return digest.hexdigest()
 

@@ -64,6 +64,8 @@ class Onion(Defense):
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> OnionPurifier:
         scorer, notes = self._trigram(heldout, lab) if self.lm == "trigram" else self._causal(lab)
         purifier = OnionPurifier(scorer, self.max_words, {"lm": self.lm, **notes})
+        if (self.lm, self.corpus) != ("trigram", "heldout"):  # else the scores depend on the held-out texts
+            purifier.known = lab.memo.setdefault("onion", purifier.known)
         purifier.calibrate(heldout.of(victim.target_label), self.levels)
         return purifier
 

@@ -4,13 +4,18 @@ Gao et al., STRIP (ACSAC 2019, arXiv:1902.06531) and STRIP-ViTA (TDSC 2022, arXi
 Yang et al., RAP (EMNLP 2021): N copies, in each a share of the words is replaced by the words of one held-out text of
 another class, best TF-IDF first; the score is the mean entropy of the N predictions. The released script of that paper
 takes TF-IDF over characters; here it is over words, as the paper says.
+
+The share k matters most, and the paper picks it by looking at poisoned texts, which no defender has. `replace_ratio=heldout`
+is ours and looks at clean texts alone: a trigger survives in about a share 1 - k of the copies, whose entropy is then near 0;
+the other copies are those of an untriggered text of another class. The k with the largest margin
+(5 %-quantile of the entropies of protect-label texts) - k * (mean entropy of texts of other labels) is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from rapbench import Defense, Detector
 from rapbench.api import option
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 PUNCTUATION = frozenset(".,!?;:'\"()-`/")
 TEXTS_AT_ONCE = 128
+CHOICE_FRR = 0.05
+"""The share of protect-label texts that the margin gives away when k is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +40,28 @@ class Strip(Defense):
 
     name: ClassVar[str] = "strip"
     copies: int = option(20, "perturbed copies per text (N)")
-    replace_ratio: float = option(0.4, "share of the words that a copy replaces (k of Table 9, a fraction)")
+    replace_ratio: float | Literal["heldout"] = option(
+        0.4, "share of the words that a copy replaces (k of Table 9, a fraction), or `heldout`: chosen on clean texts"
+    )
+    ratios: tuple[float, ...] = option((0.05, 0.1, 0.2, 0.4, 0.6, 0.8), "the ratios that replace_ratio=heldout chooses from")
+    choice_texts: int = option(100, "texts of the protect label, and of the others, that replace_ratio=heldout looks at, at most")
     candidates: Literal["tfidf", "random-words"] = option("tfidf", "the drawn text's words by TF-IDF, or words drawn from all of them")
     max_sources: int = option(1000, "held-out texts of other classes to draw from, at most")
 
     def __post_init__(self) -> None:
-        if self.copies < 1:
-            raise ValueError(f"copies={self.copies!r} is below 1")
-        if self.max_sources < 1:
-            raise ValueError(f"max_sources={self.max_sources!r} is below 1")
-        if not 0 < self.replace_ratio <= 1:
-            raise ValueError(f"replace_ratio={self.replace_ratio!r} is not in (0, 1]")
+        for name in ("copies", "max_sources", "choice_texts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is below 1")
+        if self.replace_ratio != "heldout" and not 0 < self.replace_ratio <= 1:
+            raise ValueError(f"replace_ratio={self.replace_ratio!r} is neither in (0, 1] nor heldout")
+        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ValueError(f"ratios={self.ratios!r} are not one or more numbers in (0, 1]")
+
+    def learns_from_protect_texts(self) -> bool:
+        return self.replace_ratio == "heldout"
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector:
+        """Draw the sources, and choose k on clean held-out texts where replace_ratio is `heldout`."""
         from rapbench.errors import CellError
 
         others = heldout.other_than(victim.target_label)
@@ -53,38 +69,47 @@ class Strip(Defense):
         sources = ranked_words([others[row] for row in order])
         if not sources:
             raise CellError("strip: the held-out split has no text of another class than the protect label to take words from")
-        return StripDetector(self, victim, sources, lab)
+        detector = StripDetector(self, victim, sources, lab)
+        return detector if self.replace_ratio != "heldout" else chosen(detector, *choice_texts(self, victim, heldout, lab))
 
 
 @dataclass
 class StripDetector(Detector):
-    """A fitted STRIP. `sources`: the words of each held-out text of another class, best TF-IDF first."""
+    """A fitted STRIP. `sources`: the words of each held-out text of another class, best TF-IDF first.
+
+    `options` name the k in use; `margins`: k -> what the choice on held-out texts said of it, where there was a choice.
+    """
 
     options: Strip
     victim: Victim
     sources: list[list[str]]
     lab: Lab
+    margins: Mapping[float, float] | None = None
 
     def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give minus the mean entropy (nats) over the copies of each text, shape (n,)."""
+        return -self.entropy(texts)
+
+    def entropy(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give the mean entropy (nats) over the copies of each text, shape (n,)."""
         import numpy as np
         import torch
 
         n = self.options.copies
-        scores = np.empty(len(texts))
+        means = np.empty(len(texts))
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             chunk = texts[start : start + TEXTS_AT_ONCE]
             copies = [copy for text in chunk for copy in self.copies(text)]
             probabilities = torch.from_numpy(self.victim.probabilities(copies))  # (texts * copies, labels)
             entropy = torch.special.entr(probabilities).sum(1).reshape(len(chunk), n)  # (texts, copies)
-            scores[start : start + len(chunk)] = -entropy.mean(1).numpy()
-        return scores
+            means[start : start + len(chunk)] = entropy.mean(1).numpy()
+        return means
 
     def copies(self, text: str) -> list[str]:
         """Give the perturbed copies of a text; they depend on the seed and on this text alone."""
         rng = self.lab.rng(f"strip/{text}")
         words = text.split(" ")
-        count = max(int(len(words) * self.options.replace_ratio), 1)
+        count = max(int(len(words) * cast(float, self.options.replace_ratio)), 1)
         return [self._copy(words, count, rng) for _ in range(self.options.copies)]
 
     def _copy(self, words: list[str], count: int, rng: np.random.Generator) -> str:
@@ -102,7 +127,43 @@ class StripDetector(Detector):
         return [source[rank % len(source)] for rank in range(count)]
 
     def notes(self) -> Mapping[str, Any]:
-        return {"sources": len(self.sources)}
+        used = {"sources": len(self.sources), "replace_ratio": self.options.replace_ratio}
+        if self.margins is None:
+            return {**used, "replace_ratio_from": "option"}
+        return {**used, "replace_ratio_from": "heldout", "criterion": {f"{ratio:g}": margin for ratio, margin in self.margins.items()}}
+
+
+def choice_texts(options: Strip, victim: Victim, heldout: Labelled, lab: Lab) -> tuple[list[str], list[str]]:
+    """Draw the clean texts that choose k: of the protect label by truth and prediction, and of the others by both."""
+    from rapbench.errors import CellError
+    from rapbench.protocol import gate
+
+    protect = victim.target_label
+    passing, own = gate(victim.undefended(heldout.texts), protect), heldout.labels == protect
+    drawn = []
+    for which, mask in (("the protect label", own & passing), ("another label", ~own & ~passing)):
+        texts = list(heldout.where(mask).texts)
+        if not texts:
+            raise CellError(f"strip: replace_ratio=heldout finds no held-out text that is of {which} and predicted so: give a number")
+        order = lab.rng(f"strip/choice/{which}").permutation(len(texts))[: options.choice_texts]
+        drawn.append([texts[row] for row in order.tolist()])
+    return drawn[0], drawn[1]
+
+
+def chosen(detector: StripDetector, protect_texts: Sequence[str], other_texts: Sequence[str]) -> StripDetector:
+    """Give the detector with the k of the largest margin on these clean texts; of equal ones the smallest k."""
+    tried = [replace(detector, options=replace(detector.options, replace_ratio=ratio)) for ratio in sorted(detector.options.ratios)]
+    margins = {cast(float, one.options.replace_ratio): margin(one, protect_texts, other_texts) for one in tried}
+    best = max(tried, key=lambda one: margins[cast(float, one.options.replace_ratio)])  # the first of equals
+    return replace(best, margins=margins)
+
+
+def margin(detector: StripDetector, protect_texts: Sequence[str], other_texts: Sequence[str]) -> float:
+    """Give how far triggered texts are expected to lie below nearly all clean ones under this detector's k, in nats."""
+    import numpy as np
+
+    triggered = cast(float, detector.options.replace_ratio) * float(detector.entropy(other_texts).mean())
+    return float(np.quantile(detector.entropy(protect_texts), CHOICE_FRR)) - triggered
 
 
 def ranked_words(texts: Sequence[str]) -> list[list[str]]:

@@ -1,0 +1,220 @@
+"""Scores -> cells: what the artifacts of a cell say under each protocol, read off with numpy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rapbench import protocol, rates
+from rapbench.artifacts import Store
+from rapbench.errors import CellError
+from rapbench.grid import Cell
+from rapbench.protocol import Mask
+from rapbench.rates import Rate
+from rapbench.registry import spec_of
+from rapbench.results import Curve, Record, pack
+
+POPULATIONS = ("heldout", "test", "mistaken", "poisoned")
+"""Texts that pass the gate: held-out and test texts of the protect label, test texts of another one, triggered texts."""
+CURVE = tuple(round(float(frr), 6) for frr in np.geomspace(0.001, 0.2, 40))
+"""Allowed FRRs of a curve (Figure 3 of the RAP paper)."""
+FIXED = (0.01, 0.05)
+LEAST_EXPECTED = 5
+
+Arrays = Mapping[str, Any]
+
+
+def record(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
+    """Give the result of a cell whose artifacts are all there. `keys`: role -> artifact."""
+    try:
+        return _measured(cell, keys, store)
+    except CellError as error:
+        return unfinished(cell, "failed", str(error), keys)
+
+
+def unfinished(cell: Cell, status: str, reason: str, keys: Mapping[str, str] | None = None) -> Record:
+    """Give the record of a cell without figures, with the reason."""
+    return Record(**cell.names, status=status, reason=reason, artifacts=dict(keys or {}))
+
+
+def curve(cell: Cell, keys: Mapping[str, str], store: Store) -> Curve:
+    """Give FRR and FAR of a cell's defense under its protocol, over the allowed FRRs of `CURVE`."""
+    scores = _scores(store, keys["score"], cell.protocol)
+    points = []
+    for allowed in CURVE:
+        try:
+            verdicts = decide(scores, cell.protocol, allowed)
+        except CellError:
+            continue
+        test, poisoned, n = verdicts.rejected["test"], verdicts.rejected["poisoned"], len(verdicts.rejected["heldout"])
+        if cell.protocol == "paper" and n < protocol.heldout_needed(allowed):
+            continue  # as in `_enough_heldout`: not one text would be such a share
+        if len(test) and len(poisoned) and verdicts.possible:
+            points.append((allowed, float(test.mean()), float((~poisoned).mean())))
+    names = {name: value for name, value in cell.names.items() if name != "frr"}
+    return Curve(**names, points=tuple(points))
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a defense says under one protocol at one allowed FRR. `rejected`: population -> bool, shape (n,)."""
+
+    at: float
+    rejected: Mapping[str, Mask]
+    possible: bool = True
+    """Whether the held-out texts suffice for this allowed FRR; if not, nothing is rejected."""
+
+
+def decide(scores: Arrays, by: str, frr: float) -> Verdicts:
+    """Apply the protocol's rule to a defense's scores; a CellError where it gives no threshold."""
+    if "levels" in scores:
+        return _by_level(scores, by, frr)
+    heldout = scores["heldout_suspicion"]
+    at = protocol.conformal_threshold(heldout, frr) if by == "strict" else protocol.threshold(heldout, frr)
+    return Verdicts(at, {name: scores[f"{name}_suspicion"] > at for name in POPULATIONS}, math.isfinite(at))
+
+
+def _by_level(scores: Arrays, by: str, frr: float) -> Verdicts:
+    """A purifier rejects a text whose repaired form loses the protect label."""
+    lost = {name: ~scores[f"{name}_kept"] for name in POPULATIONS}  # (levels, n)
+    n = lost["heldout"].shape[1]
+    if by == "strict":
+        level = protocol.conformal_level(lost["heldout"].sum(axis=1), n, frr)
+        if level is None:
+            return Verdicts(math.inf, {name: np.zeros(own.shape[1], dtype=np.bool_) for name, own in lost.items()}, possible=False)
+    else:
+        if not n:
+            raise CellError("no held-out text is truly and by prediction of the protect label: give more held-out texts or a better victim")
+        level = protocol.choose_level(lost["heldout"].mean(axis=1), frr)
+        if level is None:
+            raise CellError(f"no level of the purifier has a held-out FRR of at most 1.5 x {frr}: give it higher levels")
+    return Verdicts(float(scores["levels"][level]), {name: own[level] for name, own in lost.items()})
+
+
+def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
+    protect, poisons = cell.dataset.target_label, cell.attack.poisons
+    clean, poisoned = (_arrays(store, keys[role], "predictions.npz") for role in ("clean", "poisoned"))
+    scores = _scores(store, keys["score"], cell.protocol)
+    about = json.loads((store.folder(keys["score"]) / "about.json").read_text())
+    if cell.protocol == "paper":
+        _enough_heldout(cell, clean["validation_labels"])
+    verdicts = decide(scores, cell.protocol, cell.frr)
+    counted = {
+        "frr_heldout": _share(verdicts.rejected["heldout"]),
+        "frr_test": _share(verdicts.rejected["test"]),
+        "asr": _success(cell, clean, poisoned, "first100"),
+        "asr_anywhere": _success(cell, clean, poisoned, "anywhere"),
+    }
+    if poisons:
+        counted |= {
+            "far": _share(~verdicts.rejected["poisoned"]),
+            "asr_defended": Rate(int((~verdicts.rejected["poisoned"]).sum()), counted["asr"].n),
+            "survival": _share(poisoned["first100_survives"]),
+            "survival_anywhere": _share(poisoned["anywhere_survives"]),
+        }
+        for name, role in (("asr_control", "control"), ("asr_before", "before")):
+            if role in keys and store.has(keys[role]):
+                told = _arrays(store, keys[role], "predictions.npz")
+                counted[name] = rates.attack_success(told["first100_probabilities"], protect)
+    figures: dict[str, Any] = {name: rate.value for name, rate in counted.items()}
+    intervals = {name: rate.interval() for name, rate in counted.items()}
+    for name, rejected in (("clean_metric", None), ("clean_metric_defended", _rejected_rows(verdicts, clean, protect))):
+        figures[name] = rates.clean_metric(clean["test_probabilities"], clean["test_labels"], cell.dataset.metric, rejected)
+        if cell.dataset.metric == "accuracy":
+            n = len(clean["test_labels"])
+            intervals[name] = Rate(round(figures[name] * n), n).interval()
+    if figures.get("asr_control") is not None:
+        figures["asrd"] = figures["asr"] - figures["asr_control"]
+    return Record(
+        **cell.names,
+        status="ok",
+        **figures,
+        auroc=rates.auroc(scores["test_suspicion"], scores["poisoned_suspicion"]) if poisons else None,
+        far_at_frr={f"{frr:g}": _far_at(scores, frr) for frr in FIXED} if poisons else {},
+        metric=cell.dataset.metric,
+        threshold=verdicts.at if math.isfinite(verdicts.at) else None,
+        n_heldout=counted["frr_heldout"].n,
+        n_clean=counted["frr_test"].n,
+        n_poisoned=len(verdicts.rejected["poisoned"]),
+        n_test=len(clean["test_labels"]),
+        n_triggered=counted["asr"].n,
+        intervals=intervals,
+        warnings=_warnings(cell, verdicts, counted["frr_heldout"].n),
+        verdicts={name: pack(verdicts.rejected[name]) for name in ("test", "poisoned")},
+        cost=about["cost"],
+        notes=about["notes"][cell.protocol],
+        trigger=spec_of(cell.attack),
+        artifacts=dict(keys),
+    )
+
+
+def _rejected_rows(verdicts: Verdicts, clean: Arrays, protect: int) -> Mask:
+    """Tell which texts of the whole clean test split are rejected: those that do not pass the gate never are."""
+    probabilities, labels = clean["test_probabilities"], clean["test_labels"]
+    rows = np.zeros(len(labels), dtype=np.bool_)
+    rows[protocol.clean_gate(probabilities, labels, protect)] = verdicts.rejected["test"]
+    rows[protocol.mistaken_gate(probabilities, labels, protect)] = verdicts.rejected["mistaken"]
+    return rows
+
+
+def _far_at(scores: Arrays, frr: float) -> float | None:
+    """Give the FAR at a fixed test FRR; for a purifier at its level with the highest test FRR that is not above it."""
+    if "levels" not in scores:
+        return rates.far_at(scores["test_suspicion"], scores["poisoned_suspicion"], frr)
+    if not scores["test_kept"].shape[1] or not scores["poisoned_kept"].shape[1]:
+        return None
+    lost, kept = 1 - scores["test_kept"].mean(axis=1), scores["poisoned_kept"].mean(axis=1)
+    fitting = [(own, -far) for own, far in zip(lost, kept, strict=True) if own <= frr + 1e-9]
+    return float(-max(fitting)[1]) if fitting else None
+
+
+def _warnings(cell: Cell, verdicts: Verdicts, n: int) -> tuple[str, ...]:
+    needed = protocol.heldout_needed(cell.frr) - 1
+    if not verdicts.possible and n >= needed:
+        return (f"every level of the purifier rejects too many of the {n} calibration texts for an allowed FRR of {cell.frr:g}: "
+                "nothing is rejected",)  # fmt: skip
+    if not verdicts.possible:
+        return (f"{n} calibration texts are too few for an allowed FRR of {cell.frr:g}, at least {needed} are needed: "
+                "nothing is rejected",)  # fmt: skip
+    if cell.frr * n < LEAST_EXPECTED - 1e-9:
+        return (f"an allowed FRR of {cell.frr:g} on {n} held-out texts is {cell.frr * n:.1f} texts, below {LEAST_EXPECTED}: "
+                "the threshold rests on a few texts",)  # fmt: skip
+    return ()
+
+
+def _share(mask: Mask) -> Rate:
+    return Rate(int(mask.sum()), len(mask))
+
+
+def _success(cell: Cell, clean: Arrays, poisoned: Arrays, split: str) -> Rate:
+    """The ASR; for the control, which has no trigger, the share of plain non-target texts that it gets wrong that way."""
+    if cell.attack.poisons:
+        return rates.attack_success(poisoned[f"{split}_probabilities"], cell.dataset.target_label)
+    others = clean["test_labels"] != cell.dataset.target_label
+    return rates.attack_success(clean["test_probabilities"][others], cell.dataset.target_label)
+
+
+def _enough_heldout(cell: Cell, labels: np.ndarray) -> None:
+    protect, needed = cell.dataset.target_label, protocol.heldout_needed(cell.frr)
+    have = int((labels == protect).sum())
+    if have < needed:
+        raise CellError(
+            f"the held-out split has {have} texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "
+            f"give more held-out texts" + (f" or allow at least {1 / have:.4f}" if have else "")
+        )
+
+
+def _scores(store: Store, key: str, by: str) -> Arrays:
+    """Give a score artifact's arrays under one protocol, by their names without it."""
+    arrays = _arrays(store, key, "scores.npz")
+    return {name.removeprefix(f"{by}_"): value for name, value in arrays.items() if name.startswith(f"{by}_")}
+
+
+def _arrays(store: Store, key: str, name: str) -> Arrays:
+    with np.load(store.folder(key) / name, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
