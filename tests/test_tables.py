@@ -205,7 +205,7 @@ def test_where_settings_are_mixed_each_table_says_where_the_poison_came_from():
     ]
     text = render(records, "github")
     for number in (0, 1):
-        assert [(row["poisoned_on"], row["tuning"]) for row in table(text, number)] == [("--", "--")] * 2 + [("yelp", "v:epochs=1")] * 2
+        assert [row["poisoned_on"] for row in table(text, number)] == ["--"] * 2 + ["yelp"] * 2
     assert [row["poisoned_on"] for row in table(text, 3)] == ["--", "yelp"]
 
 

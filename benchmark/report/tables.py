@@ -141,7 +141,12 @@ def _strict(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
 
 
 def _several(done: Sequence[Record]) -> list[str]:
-    return [name for name in ("victim", "seed", "poisoned_on", "tuning") if len({getattr(one, name) for one in done}) > 1]
+    """Name what has to be told of a row beside the table's columns: the attacker's data set, and what tells two rows apart."""
+    rows: dict[tuple[object, ...], list[Record]] = {}
+    for one in done:
+        rows.setdefault((one.dataset, one.poisoned_on, one.attack, one.defense, one.frr, one.protocol), []).append(one)
+    names = [name for name in ("victim", "seed", "tuning") if any(len({getattr(one, name) for one in own}) > 1 for own in rows.values())]
+    return [*names, *(["poisoned_on"] if any(one.poisoned_on for one in done) else [])]
 
 
 def _telling(one: Record, several: Sequence[str]) -> list[str]:
