@@ -195,7 +195,7 @@ def _table(number: int, own: Sequence[Comparison], footnotes: Footnotes) -> str:
     quantities = QUANTITIES[number]
     heads = ["target", "poisoned on", "attack", "words", "FRR allowed", "defense"]
     heads += [f"{quantity} {what}" for quantity in quantities for what in ("paper", "ours", "difference")]
-    heads += ["n", "ours made with"]
+    heads += ["n", "made with"]
     cells = []
     for by in rows.values():
         first = next(iter(by.values()))
@@ -203,7 +203,9 @@ def _table(number: int, own: Sequence[Comparison], footnotes: Footnotes) -> str:
         level = "" if first.frr is None else f"{100 * first.frr:g}"
         fields = [field for quantity in quantities for field in _fields(by.get(quantity), footnotes)]
         counts = "/".join(str(by[name].n) for name in quantities if name in by and by[name].n is not None)
-        cells.append([*labels, level, first.defense or "", *fields, counts, md(_made_with(first.variant, several=several))])
+        made_with = footnotes.marks(_made_with(first.variant, several=several))
+        mark = f"[{made_with}]" if made_with else ""  # specs are long: below the tables
+        cells.append([*labels, level, first.defense or "", *fields, counts, mark])
     kept = [column for column in range(len(heads)) if any(row[column] for row in cells)]
     return markdown([heads[column] for column in kept], [[row[column] for column in kept] for row in cells])
 
@@ -223,7 +225,8 @@ def _signed(difference: float, decimals: int) -> str:
     return f"{round(difference, decimals) + 0.0:+.{decimals}f}"  # + 0.0: no minus before a rounded zero
 
 
-def _made_with(variant: Variant | None, *, several: bool) -> str:
+def _made_with(variant: Variant | None, *, several: bool) -> list[str]:
+    """Give the victim, where there are several, and each spec that is not at its defaults."""
     if variant is None:
-        return ""
-    return ", ".join(part for part in (variant.victim if several else "", variant.special) if part)
+        return []
+    return [*([f"victim {variant.victim}"] if several else []), *variant.specials]

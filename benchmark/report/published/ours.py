@@ -95,10 +95,15 @@ class Variant:
         return len(str(self)), str(self)
 
     @property
-    def special(self) -> str:
+    def specials(self) -> list[str]:
         """What is not at its default: specs with options, without the victim's, and the probe; empty where all are plain."""
         specs = (self.dataset, self.poisoned_on, self.attack, self.defense)
-        return ", ".join([*(spec for spec in specs if spec and ":" in spec), *([self.probe] if self.probe else [])])
+        return [*(spec for spec in specs if spec and ":" in spec), *([self.probe] if self.probe else [])]
+
+    @property
+    def special(self) -> str:
+        """The same as one text."""
+        return ", ".join(self.specials)
 
     def __str__(self) -> str:
         home = f"{self.poisoned_on}->{self.dataset} tuned by {self.tuning}" if self.poisoned_on else self.dataset
