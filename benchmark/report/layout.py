@@ -95,7 +95,7 @@ def _laid(number: int, ours: Ours) -> Laid:
     if sheet.left_out:
         remarks = [*remarks, f"in these results, but not shown, since a shorter spec stands for them: {'; '.join(sorted(sheet.left_out))}"]
     shown = [figure for _, figure in sheet.used if figure.values]
-    special = sorted({figure.variant.special for figure in shown if figure.variant and figure.variant.special})
+    special = sorted({spec for figure in shown if figure.variant for spec in figure.variant.specials})
     if special:
         remarks = [*remarks, f"options that are not at their default: {'; '.join(special)}"]
     if not shown and (others := ours.strangers()):

@@ -100,11 +100,6 @@ class Variant:
         specs = (self.dataset, self.poisoned_on, self.attack, self.defense)
         return [*(spec for spec in specs if spec and ":" in spec), *([self.probe] if self.probe else [])]
 
-    @property
-    def special(self) -> str:
-        """The same as one text."""
-        return ", ".join(self.specials)
-
     def __str__(self) -> str:
         home = f"{self.poisoned_on}->{self.dataset} tuned by {self.tuning}" if self.poisoned_on else self.dataset
         return ", ".join(part for part in (self.victim, home, self.attack, self.defense, self.probe) if part)
