@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rapbench.runner.plan import Asked, Plan
 
 FAILED = 1
+STUDIES = {"probe": "ProbeBlock", "theorem": "CheckBlock"}
+"""The shipped grids that are for another command than run, and what they consist of."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Grid = Annotated[str | None, typer.Option(help="A shipped grid or a YAML file; a bare --grid is the default one.", metavar="[NAME|FILE]")]
@@ -61,6 +63,8 @@ def blocks(grid: str | None, given: dict[str, Any], cls: type[Any], needed: Sequ
     if grid is not None:
         if given:
             raise GridError(f"--grid names the whole grid: leave out {', '.join(map(_flag, sorted(given)))}, or put it into a file")
+        if grid in STUDIES and STUDIES[grid] != cls.__name__:
+            raise GridError(f"the grid {grid!r} is for `rapbench {grid}`")
         return read_blocks(grid, cls)
     missing = [name for name in needed if name not in given]
     if missing:
@@ -162,4 +166,4 @@ def _plan_text(plan: Plan, store: Path) -> str:
     skipped = [f"skipped: {cell.names['attack']} {cell.names.get('defense', '')}".rstrip() + f": {cell.skip}" for cell in plan.skipped]
     refused = sorted({f"would fail: {reason}" for _, reason in plan.refused})
     head = f"{len(plan.cells)} cells ({len(plan.skipped)} skipped), {len(plan.jobs)} steps, {len(missing)} would run"
-    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *skipped, *refused])
+    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *dict.fromkeys(skipped), *refused])

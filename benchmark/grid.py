@@ -166,6 +166,8 @@ def victim_spec(recipe: Recipe) -> str:
 def victims_of(block: Victims, registry: Registry) -> Iterator[Planted]:
     """Give the victims of a block; an unknown name or option is a SpecError."""
     recipe = recipe_of(block.victim)
+    if block.finetune and not block.poisoned_on:
+        raise GridError("finetune without poisoned_on: name the data set that the attacker poisons, or leave finetune out")
     tuning = _tuning(recipe, block.finetune) if block.poisoned_on else None
     datasets = [cast(Dataset, registry.parse("dataset", spec)) for spec in block.datasets]
     homes: list[Dataset | None] = [cast(Dataset, registry.parse("dataset", spec)) for spec in block.poisoned_on] or [None]

@@ -83,6 +83,11 @@ def test_a_wrong_finetune_is_one_line(finetune, message, cells):
         cells(SMALL + f"poisoned_on: [imdb]\nfinetune: '{finetune}'\n")
 
 
+def test_a_finetune_that_nothing_uses_is_refused(cells):
+    with pytest.raises(GridError, match="finetune without poisoned_on"):
+        cells(SMALL + "finetune: {epochs: 2}\n")
+
+
 def test_an_attack_that_cannot_be_fine_tuned_is_skipped_with_the_reason():
     from rapbench.grid import impossible
 
