@@ -318,10 +318,13 @@ def _speakers(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _names(bases: Sequence[Variant]) -> dict[Variant, str]:
-    """Give each a short name, `imdb ep` or `yelp->imdb ripples`; the whole specs where two would have the same."""
-    short = {base: f"{_home(base)} {bare(base.attack)}" for base in bases}
-    told = list(short.values())
-    return {base: name if told.count(name) == 1 else str(base) for base, name in short.items()}
+    """Give each a short name, `imdb ep` or `yelp->imdb ripples`; the attack's options, or all specs, where two would have the same."""
+    names = dict.fromkeys(bases, "")
+    for name_of in (lambda base: f"{_home(base)} {bare(base.attack)}", lambda base: f"{_home(base)} {base.attack}", str):
+        tried = {base: name_of(base) for base, name in names.items() if not name}
+        told = list(tried.values())
+        names |= {base: name for base, name in tried.items() if told.count(name) == 1}
+    return names
 
 
 def _home(base: Variant) -> str:
