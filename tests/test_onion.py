@@ -59,6 +59,7 @@ class FakeLab:
     prepared: Path | None = None
     device: str = "cpu"
     meter: FakeMeter = field(default_factory=FakeMeter)
+    memo: dict = field(default_factory=dict)
 
 
 def purifier(max_words: int = 512) -> OnionPurifier:
