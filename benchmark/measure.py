@@ -111,16 +111,14 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         "asr_anywhere": _success(cell, clean, poisoned, "anywhere"),
     }
     if poisons:
+        let_through = ~verdicts.rejected["poisoned"]
         counted |= {
-            "far": _share(~verdicts.rejected["poisoned"]),
-            "asr_defended": Rate(int((~verdicts.rejected["poisoned"]).sum()), counted["asr"].n),
+            "far": _share(let_through),
+            "asr_defended": Rate(int(let_through.sum()), counted["asr"].n),
             "survival": _share(poisoned["first100_survives"]),
             "survival_anywhere": _share(poisoned["anywhere_survives"]),
+            **_on_other_victims(cell, keys, store),
         }
-        for name, role in (("asr_control", "control"), ("asr_before", "before")):
-            if role in keys and store.has(keys[role]):
-                told = _arrays(store, keys[role], "predictions.npz")
-                counted[name] = rates.attack_success(told["first100_probabilities"], protect)
     figures: dict[str, Any] = {name: rate.value for name, rate in counted.items()}
     intervals = {name: rate.interval() for name, rate in counted.items()}
     for name, rejected in (("clean_metric", None), ("clean_metric_defended", _rejected_rows(verdicts, clean, protect))):
@@ -151,6 +149,16 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
     )
+
+
+def _on_other_victims(cell: Cell, keys: Mapping[str, str], store: Store) -> dict[str, Rate]:
+    """Give the ASR of the same triggered texts on the clean control and on the victim before fine-tuning, where there are such."""
+    told = {}
+    for name, role in (("asr_control", "control"), ("asr_before", "before")):
+        if role in keys and store.has(keys[role]):
+            probabilities = _arrays(store, keys[role], "predictions.npz")["first100_probabilities"]
+            told[name] = rates.attack_success(probabilities, cell.dataset.target_label)
+    return told
 
 
 def _rejected_rows(verdicts: Verdicts, clean: Arrays, protect: int) -> Mask:
