@@ -54,6 +54,22 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """The bounds on one population of texts, by q."""
+
+    population: str
+    counts: tuple[int, int, int]
+    """How many texts: of the protect label, of others, triggered."""
+    bounds: tuple[Bounds, ...]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Give the verdict of its plain JSON form."""
+        bounds = [{**one, "inequalities": tuple(Inequality(**side) for side in one["inequalities"])} for one in content["bounds"]]
+        return cls(content["population"], tuple(content["counts"]), tuple(Bounds(**one) for one in bounds))
+
+
+@dataclass(frozen=True)
 class Distribution:
     """The quantiles of one measured quantity: (per cent, value), and the number of texts."""
 
@@ -64,12 +80,12 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Theorem:
-    """The verdicts by q with the distributions behind them. Norms are L2, in units of the embedding space."""
+    """The verdicts by population and q with the distributions behind them. Norms are L2, in units of the embedding space."""
 
     word: str
     word_norm: float
     distributions: tuple[Distribution, ...]
-    bounds: tuple[Bounds, ...]
+    verdicts: tuple[Verdict, ...]
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -77,8 +93,8 @@ class Theorem:
         measured = [
             {**one, "quantiles": tuple((percent, value) for percent, value in one["quantiles"])} for one in content["distributions"]
         ]
-        judged = [{**one, "inequalities": tuple(Inequality(**side) for side in one["inequalities"])} for one in content["bounds"]]
-        parts = {"distributions": tuple(Distribution(**one) for one in measured), "bounds": tuple(Bounds(**one) for one in judged)}
+        verdicts = tuple(Verdict.of(one) for one in content["verdicts"])
+        parts = {"distributions": tuple(Distribution(**one) for one in measured), "verdicts": verdicts}
         return cls(**{**content, **parts})
 
 

@@ -17,7 +17,10 @@ An estimate on samples, and this is how the symbols are read:
   radius that reaches delta is an upper bound: the true sigma(delta) is at most this (the falls are continuous in t^, so
   "at least delta" at a radius means "equal to delta" at it or below). So `holds` true is shown on the sample, false is not refuted;
 - condition (2) is about all inputs; here it is about the triggered texts given. A supremum over a sample is below the true one;
-- one odd text decides an infimum: beside it (q = 0) stand the q and 1 - q quantiles in the place of every inf and sup.
+- one odd text decides an infimum: beside it (q = 0) stand the q and 1 - q quantiles in the place of every inf and sup;
+- condition (1) says that the victim never errs. A victim that does fails it, and no perturbation takes delta from a text whose p is
+  below delta: so everything is also given for the texts judged rightly, those that RAP's gate leaves to it, on which (1) holds
+  by their choice. The search looks at these clean texts alone.
 
 The inequality is sufficient, not necessary: what the theorem concludes is measured beside it. It asks for much: as
 2 a / b = 4 a sup |grad p(x_2)| / (1/2 - sigma_2), p must fall on D^T at least twice as steeply, delta / sigma(delta), as it changes
@@ -34,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rapbench.checks import Bounds, Distribution, Inequality, Theorem
+from rapbench.checks import Bounds, Distribution, Inequality, Theorem, Verdict
 from rapbench.errors import CellError
 
 if TYPE_CHECKING:
@@ -71,6 +74,17 @@ class Sample:
     gradient_norms: Floats
     pushes: Sequence[Push]
 
+    def judged_rightly(self) -> Sample:
+        """Give the sample without clean texts of the wrong side of 1/2 and without triggered ones that the trigger did not lift."""
+        protect, other, triggered = self.p_protect > 0.5, self.p_other < 0.5, self.p_triggered > 0.5
+        pushes = [Push(push.radius, push.protect[protect], push.triggered[triggered]) for push in self.pushes]
+        return Sample(self.p_protect[protect], self.p_other[other], self.p_triggered[triggered], self.gradient_norms[other], pushes)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many texts: of the protect label, of others, triggered."""
+        return len(self.p_protect), len(self.p_other), len(self.p_triggered)
+
 
 def check(
     victim: Victim,
@@ -94,9 +108,18 @@ def check(
             raise CellError(f"theorem: there is no {kind} text: give at least one")
     with Probe(victim, word) as probe:
         protect, other, triggered = (sorted(texts, key=lambda text: (len(text), text)) for texts in kinds.values())
-        sample = measured(Search(probe, protect, probe.p(protect), steps, rng), other, triggered)
+        sample = measured(probe, protect, other, triggered, steps, rng)
         norm = float(probe.row.norm())
-    return Theorem(word, norm, distributions(sample), tuple(bounds(sample, q, deltas) for q in trims))
+    return judged(sample, word, norm, deltas, trims)
+
+
+def judged(sample: Sample, word: str, norm: float, deltas: Sequence[float] = DELTAS, trims: Sequence[float] = TRIMS) -> Theorem:
+    """Give the verdicts on all texts and, where there are any of each kind, on those judged rightly. `norm`: of the word's row."""
+    rightly = sample.judged_rightly()
+    verdicts = [Verdict("all texts", sample.counts, tuple(bounds(sample, q, deltas) for q in trims))]
+    if all(rightly.counts):
+        verdicts.append(Verdict("texts judged rightly", rightly.counts, tuple(bounds(rightly, q, deltas) for q in trims)))
+    return Theorem(word, norm, distributions(sample), tuple(verdicts))
 
 
 def bounds(sample: Sample, q: float, deltas: Sequence[float]) -> Bounds:
@@ -131,16 +154,18 @@ def distributions(sample: Sample) -> tuple[Distribution, ...]:
     )
 
 
-def measured(search: Search, other: list[str], triggered: list[str]) -> Sample:
+def measured(probe: Probe, protect: list[str], other: list[str], triggered: list[str], steps: int, rng: np.random.Generator) -> Sample:
     """Measure p, gradients, and the falls under the best perturbation found for each radius."""
-    probe, protect = search.probe, search.texts
-    p_triggered = probe.p(triggered)
+    p_protect, p_triggered = probe.p(protect), probe.p(triggered)
+    right = np.flatnonzero(p_protect > 0.5)
+    looked_at = right if len(right) else np.arange(len(protect))
+    search = Search(probe, [protect[row] for row in looked_at.tolist()], p_protect[looked_at], steps, rng)
     change = torch.zeros_like(probe.row)
     pushes = []
     for radius in (size * float(probe.row.norm()) for size in RADII):
         change = search.change(change, radius)
-        pushes.append(Push(radius, search.p - probe.p(protect, change), p_triggered - probe.p(triggered, change)))
-    return Sample(search.p, probe.p(other), p_triggered, probe.gradient_norms(other), pushes)
+        pushes.append(Push(radius, p_protect - probe.p(protect, change), p_triggered - probe.p(triggered, change)))
+    return Sample(p_protect, probe.p(other), p_triggered, probe.gradient_norms(other), pushes)
 
 
 @dataclass(frozen=True)

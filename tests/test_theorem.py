@@ -19,7 +19,7 @@ from rapbench.checks import Theorem
 from rapbench.errors import CellError, SpecError
 from rapbench.poison import insert_word
 from rapbench.report.theorem import summary, tables
-from rapbench.theorem import Probe, Push, Sample, bounds, check
+from rapbench.theorem import Probe, Push, Sample, bounds, check, judged
 
 
 def array(*values: float) -> np.ndarray:
@@ -232,7 +232,7 @@ def test_the_order_of_the_texts_does_not_matter(planted: Any, texts: Any) -> Non
 
 def test_a_check_reports_every_quantity_with_its_texts(planted: Any, texts: Any) -> None:
     got = checked(planted, texts, deltas=(0.1,), trims=(0.0, 0.05))
-    assert [one.q for one in got.bounds] == [0.0, 0.05]
+    assert [one.q for verdict in got.verdicts for one in verdict.bounds] == [0.0, 0.05] * len(got.verdicts)
     assert {one.n for one in got.distributions} == {12}
     assert len(got.distributions) == 4 + 2 * len(theorem.RADII)
     named = {one.name: dict(one.quantiles) for one in got.distributions}
@@ -263,7 +263,7 @@ def test_the_search_takes_more_from_the_least_falling_text_than_random_changes_d
 def test_a_result_is_json_without_nan(planted: Any, texts: Any) -> None:
     got = checked(planted, texts, deltas=(0.1, 2.0))  # no p can fall by 2
     assert json.loads(json.dumps(dataclasses.asdict(got), allow_nan=False))["word"] == "cf"
-    assert got.bounds[0].inequalities[1].sigma is None
+    assert got.verdicts[0].bounds[0].inequalities[1].sigma is None
 
 
 @pytest.mark.parametrize(("missing", "kind"), list(enumerate(["protect-label", "other-label", "triggered"])))
@@ -282,30 +282,80 @@ def test_a_word_of_several_tokens_is_refused(untrained: Any) -> None:
 # --- the report
 
 
-def made(*own: Sample, q: float = 0.0) -> Theorem:
-    return Theorem("cf", 1.0, theorem.distributions(own[0]), tuple(bounds(one, q, [0.04, 0.2]) for one in own))
+def made(one: Sample, q: float = 0.0) -> Theorem:
+    return judged(one, "cf", 1.0, [0.04, 0.2], [q])
+
+
+def said(one: Sample, q: float = 0.0) -> str:
+    return summary(made(one, q).verdicts[0])
 
 
 def test_the_summary_says_what_holds_and_what_fails() -> None:
-    assert summary(made(sample())) == "Theorem 1: at q = 0 (as stated) the conditions hold, and the inequality holds for delta = 0.2."
-    assert summary(made(sample(p_other=array(0.8)), q=0.05)) == (
-        "Theorem 1: at q = 5 % condition (1) (sigma_1 = 0.9045, sigma_2 = 0.8) fails, "  # 0.9 + 0.05 * 0.09
+    head = "Theorem 1 on all texts (2 of the protect label, 2 of others, 2 triggered): "
+    assert said(sample()) == head + "at q = 0 (as stated) the conditions hold, and the inequality holds for delta = 0.2."
+    assert said(sample(p_other=array(0.8, 0.8)), 0.05) == (
+        f"{head}at q = 5 % condition (1) (sigma_1 = 0.9045, sigma_2 = 0.8) fails, "  # 0.9 + 0.05 * 0.09
         "and the inequality cannot be tested: b is not positive."
     )
 
 
 def test_the_summary_names_the_delta_that_is_nearest() -> None:
     # five times the gradient: b = 0.2, left sides 0.35 and 0.7: 8.75 times 0.04, 3.5 times 0.2
-    assert "holds for no delta (nearest: 0.7 for delta = 0.2)" in summary(made(sample(gradient_norms=array(1.0))))
+    assert "holds for no delta (nearest: 0.7 for delta = 0.2)" in said(sample(gradient_norms=array(1.0, 1.0)))
 
 
 def test_the_summary_says_where_nothing_was_reached() -> None:
-    assert "no perturbation tried reaches any delta" in summary(made(sample(pushes=[])))
+    assert "no perturbation tried reaches any delta" in said(sample(pushes=[]))
 
 
-def test_the_tables_have_a_row_for_each_verdict_and_quantity() -> None:
-    text = tables(made(sample(), sample()))
-    assert text.count("| 0.14 ") == 2  # the left side for delta = 0.2, at each q
+def test_the_tables_have_a_row_for_each_population_and_quantity() -> None:
+    text = tables(made(sample()))
+    assert text.count("| 0.14 ") == 2  # the left side for delta = 0.2, on all texts and on those judged rightly, which are all
     for one in theorem.distributions(sample()):
         assert f"| {one.name} " in text
     assert "| 50 % " in text
+
+
+# --- the texts judged rightly
+
+
+def test_texts_judged_wrongly_are_left_out_of_the_second_verdict() -> None:
+    # a third text of each kind on the wrong side of 1/2, with a gradient and a fall that would decide every inf and sup
+    pushes = [Push(0.1, array(0.25, 0.3, -0.4), array(0.02, 0.1, 0.9))]
+    odd = sample(
+        p_protect=array(0.9, 0.99, 0.3),
+        p_other=array(0.02, 0.1, 0.7),
+        p_triggered=array(0.8, 0.95, 0.4),
+        gradient_norms=array(0.2, 0.1, 9.0),
+        pushes=pushes,
+    )
+    everything, rightly = made(odd).verdicts
+    assert (everything.counts, rightly.counts) == ((3, 3, 3), (2, 2, 2))
+    assert (everything.bounds[0].condition_1, everything.bounds[0].b) == (False, None)
+    (one,) = rightly.bounds
+    assert (one.sigma_1, one.sigma_2, one.gradient, one.b) == (0.9, 0.1, 0.2, pytest.approx(1.0))
+    assert (one.condition_1, one.condition_2) == (True, True)
+    assert (one.inequalities[1].left, one.inequalities[1].holds, one.inequalities[1].concludes) == (pytest.approx(0.14), True, True)
+
+
+@pytest.mark.parametrize("kind", ["p_protect", "p_other", "p_triggered"])
+def test_without_a_text_judged_rightly_there_is_no_second_verdict(kind: str) -> None:
+    wrong = array(0.9, 0.9) if kind == "p_other" else array(0.1, 0.1)
+    assert [verdict.population for verdict in made(sample(**{kind: wrong})).verdicts] == ["all texts"]
+
+
+def test_the_search_looks_at_the_clean_texts_judged_rightly_alone() -> None:
+    # with 0 in front the score of "1 1" is 0.6 and of "9 9", were it -1 each, negative: here row 0 turned to (-1, -1)
+    toy = Toy()
+    toy.model.words.weight.data[0] = torch.tensor([-1.0, -1.0])
+    seen: list[list[str]] = []
+
+    class Spied(theorem.Search):
+        def change(self, start: torch.Tensor, radius: float) -> torch.Tensor:
+            seen.append(self.texts)
+            return start
+
+    with Probe(cast(Any, toy), "1") as probe, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theorem, "Search", Spied)
+        theorem.measured(probe, ["3 3", "0 0"], ["0"], ["3"], 2, np.random.default_rng(0))
+    assert seen == [["3 3"]] * len(theorem.RADII)

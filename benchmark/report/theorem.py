@@ -1,4 +1,4 @@
-"""The check of Theorem 1 as Markdown: a sentence per q, the symbols, the inequalities, the distributions."""
+"""The check of Theorem 1 as Markdown: a sentence and the tables for each population, then the distributions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from rapbench.checks import Bounds, CheckRecord, Inequality, Theorem
+from rapbench.checks import Bounds, CheckRecord, Inequality, Theorem, Verdict
 from rapbench.errors import SpecError
 
 SYMBOLS = ["q %", "sigma_1", "sigma_2", "sup gradient", "a", "b", "condition 1", "condition 2", "1/4 < a < 3/4"]
 SIDES = ["q %", "delta", "sigma(delta) at most", "2 a sigma / b", "< delta", "protect >= delta %", "triggered < delta %", "conclusion"]
 FOOT = (
     "q: every inf and sup of the theorem replaced by the q and 1 - q quantile over the texts. sigma(delta): the smallest size tried that "
-    "takes delta from the protect label, so `< delta` = no means not shown, not refuted. Last three columns: what the theorem concludes, "
-    "measured under that perturbation: the inequality is sufficient, not necessary. --: no size tried reaches delta, or b is not positive."
+    "takes delta from every protect-label text that q leaves, so `< delta` = no means not shown, not refuted. Last three columns: what the "
+    "theorem concludes, measured under that perturbation: the inequality is sufficient, not necessary. --: no size tried reaches delta, or "
+    "b is not positive."
 )
 
 
@@ -41,9 +42,7 @@ def tables(theorem: Theorem) -> str:
     rows = [[one.name, str(one.n), *(_number(value) for _, value in one.quantiles)] for one in theorem.distributions]
     return "\n\n".join(
         [
-            summary(theorem),
-            _table(SYMBOLS, [_symbols(one) for one in theorem.bounds]),
-            _table(SIDES, [_sides(one.q, side) for one in theorem.bounds for side in one.inequalities]),
+            *(part for verdict in theorem.verdicts for part in _population(verdict)),
             FOOT,
             f"Distributions over the texts, each with the word {theorem.word!r} in front (norm of its row {theorem.word_norm:.3g}):",
             _table(["quantity", "n", *percents], rows),
@@ -51,9 +50,16 @@ def tables(theorem: Theorem) -> str:
     )
 
 
-def summary(theorem: Theorem) -> str:
-    """Give one sentence: what the theorem says of this victim at each q."""
-    return "Theorem 1: " + "; ".join(f"at {_trim(one.q)} {_verdict(one)}" for one in theorem.bounds) + "."
+def _population(verdict: Verdict) -> tuple[str, str, str]:
+    sides = [_sides(one.q, side) for one in verdict.bounds for side in one.inequalities]
+    return summary(verdict), _table(SYMBOLS, [_symbols(one) for one in verdict.bounds]), _table(SIDES, sides)
+
+
+def summary(verdict: Verdict) -> str:
+    """Give one sentence: what the theorem says of these texts at each q."""
+    protect, other, triggered = verdict.counts
+    head = f"Theorem 1 on {verdict.population} ({protect} of the protect label, {other} of others, {triggered} triggered): "
+    return head + "; ".join(f"at {_trim(one.q)} {_verdict(one)}" for one in verdict.bounds) + "."
 
 
 def _trim(q: float) -> str:

@@ -46,7 +46,7 @@ MODULES = {
     "prepare": ("lab.py",),
     "score": ("victim.py", "lab.py", "rows.py", "protocol.py", "cost.py"),
     "probe": ("victim.py", "probe.py", "corpus.py"),
-    "theorem": ("victim.py", "theorem.py"),
+    "theorem": ("victim.py", "theorem.py", "checks.py"),
 }
 """The files of the core that a step runs, by step."""
 
