@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapbench.api import Labelled
+from rapbench.cost import Count, Meter
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.registry import build, spec_of
 from rapbench_plugins.defenses import onion
@@ -40,25 +41,10 @@ class Weigher:
 
 
 @dataclass
-class FakeMeter:
-    watched: list[str] = field(default_factory=list)
-    rows: int = 0
-    tokens: int = 0
-
-    def watch(self, model: Any, who: str) -> None:
-        self.watched.append(who)
-
-    def add(self, who: str, *, rows: int, tokens: int) -> None:
-        assert who == "lm"
-        self.rows += rows
-        self.tokens += tokens
-
-
-@dataclass
 class FakeLab:
     prepared: Path | None = None
     device: str = "cpu"
-    meter: FakeMeter = field(default_factory=FakeMeter)
+    meter: Meter = field(default_factory=Meter)
     memo: dict = field(default_factory=dict)
 
 
@@ -182,6 +168,8 @@ def test_undefined_and_endless_perplexities_give_finite_scores() -> None:
         ({"max_words": 0}, "1 or more"),
         ({"window": 64, "stride": 64}, "below window"),
         ({"corpus": "test"}, "corpus"),
+        ({"reach": -1}, "0 or more"),
+        ({"reach": 4, "lm": "trigram"}, "0 for lm=trigram"),
         ({"model": "gpt2"}, "unknown option"),
     ],
 )
@@ -194,6 +182,7 @@ def test_options_are_read_from_a_spec() -> None:
     defense = build(Onion, {"lm": "trigram", "levels": "50/99.5", "bos": "true"}, "defense 'onion'")
     assert (defense.levels, defense.bos) == ((50.0, 99.5), True)
     assert spec_of(defense) == "onion:lm=trigram,levels=50/99.5,bos=true"
+    assert spec_of(build(Onion, {"reach": "8"}, "defense 'onion'")) == "onion:reach=8"
 
 
 def test_the_default_levels_are_the_papers_and_a_finer_tail() -> None:
@@ -237,9 +226,10 @@ def test_the_notes_say_which_model_judged(tmp_path: Path) -> None:
 def test_a_trigram_is_accounted_as_one_row_per_variant() -> None:
     lab = FakeLab()
     got = fitted({"lm": "trigram", "corpus": "heldout"}, ["a b c"], lab)
-    assert (lab.meter.rows, lab.meter.tokens) == (4, 4 + 3 * 3)  # with ends: 4 terms, then three variants of 3
+    counted = lab.meter.phases["outside"].by
+    assert counted == {"lm": Count(rows=4, tokens=4 + 3 * 3)}  # with ends: 4 terms, then three variants of 3
     got.purify(["a b c", "b"], 0.0)
-    assert lab.meter.rows == 4  # known, and one word alone
+    assert counted["lm"].rows == 4  # known, and one word alone
 
 
 def test_an_untrained_trigram_is_an_error_that_says_what_to_do() -> None:
@@ -365,12 +355,37 @@ def test_two_words_of_one_token_each_are_both_kept(tiny: Path) -> None:
     assert got.suspicion(["a a"]).tolist() == [0.0]
 
 
-def test_the_model_is_watched_and_named(tiny: Path) -> None:
-    lab = FakeLab()
-    notes = fitted({"lm": str(tiny)}, ["the film is good"], lab).notes()
-    assert lab.meter.watched == ["lm"]
+def test_the_model_and_its_path_are_named(tiny: Path) -> None:
+    notes = fitted({"lm": str(tiny)}, ["the film is good"]).notes()
     assert notes["lm"] == str(tiny)
     assert notes["lm_parameters"] > 330 * 16
+    assert notes["leave_one_out"] == "shared prefix"
+
+
+def test_what_whole_variants_would_cost_and_what_is_computed_are_counted_apart(tiny: Path) -> None:
+    lab = FakeLab()
+    got = fitted({"lm": str(tiny), "bos": True}, ["the film is good"], lab)
+    with lab.meter.phase("inference"):
+        got.suspicion(["a is the good"])  # five tokens with the first one; "is" is one with and without a space before it
+    counted = lab.meter.phases["inference"].by
+    # the text, and without each word
+    assert counted["lm"] == Count(rows=5, tokens=5 + 4 * 4)
+    # the text; then in one row "is", " the" of "is the good" and " the" of "a the good"; nothing of the other two
+    assert counted["lm_computed"] == Count(rows=2, tokens=5 + 2 + 1)
+    assert lab.meter.phases["lm check"].by["lm_computed"].rows > 0
+    assert "lm" not in lab.meter.phases["lm check"].by
+
+
+def test_a_declared_reach_changes_scores_and_no_accounting(tiny: Path) -> None:
+    texts = ["the film is good and the play is bad"]
+    exact_lab, near_lab = FakeLab(), FakeLab()
+    exact = fitted({"lm": str(tiny)}, texts, exact_lab).judged(texts)[0].scores
+    near = fitted({"lm": str(tiny), "reach": 1}, texts, near_lab).judged(texts)[0].scores
+    wide = fitted({"lm": str(tiny), "reach": 1000}, texts).judged(texts)[0].scores
+    assert near.tolist() != exact.tolist() == wide.tolist()
+    whole, least = (lab.meter.phases["outside"].by for lab in (exact_lab, near_lab))
+    assert whole["lm"] == least["lm"]
+    assert whole["lm_computed"].tokens > least["lm_computed"].tokens
 
 
 def test_a_missing_folder_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:

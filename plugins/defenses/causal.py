@@ -3,12 +3,17 @@
 Windows of `window` tokens move on by `stride`; each token is scored once, with at least `window - stride` tokens before it
 where the text has them. The first token of a text is scored only behind a begin-of-sequence token. The authors' scripts
 weigh the first window's mean by its length, first token included; here every scored token weighs the same.
+
+Leaving each word out in turn, a text that fits into one window is read once; of each variant only the tokens from the first
+that differs are computed, behind the text's own keys and values, the rests of many variants in one row of the model. A text
+of l words of one token each costs l + (l - 1) * (l - 2) / 2 tokens then, where reading each variant whole costs l * l.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +27,13 @@ from rapbench.hub import reachable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+AGREEMENT = 1e-4
+"""Relative difference up to which a model's scores behind a shared prefix equal those of whole texts."""
+SMALLEST_CHECK = 16
+"""Tokens of the shortest text that a model is checked on."""
+ROW_CPU, ROW_ACCELERATOR = 256, 2048
+"""Tokens in a row of rests, at most: each looks at all the others of its row, if only to be masked."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -34,18 +46,50 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """How long texts are cut, how many tokens go through the model at once, and whether a first token is put before them."""
+    """How long texts are cut, how many tokens go through the model at once, and whether a first token is put before them.
+
+    `reach`: how many tokens after a deletion are scored anew, 0: all.
+    """
 
     window: int = 1024
     stride: int = 512
     batch_tokens: int = 4096
     bos: bool = False
+    reach: int = 0
 
     def within(self, limit: int | None) -> Reading:
         """Give this reading with its window inside the positions that a model has."""
         if limit is None or self.window <= limit:
             return self
-        return Reading(limit, min(self.stride, max(limit // 2, 1)), self.batch_tokens, self.bos)
+        return replace(self, window=limit, stride=min(self.stride, max(limit // 2, 1)))
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is computed of a variant: its first `kept` tokens are the text's, those from `end` on keep the text's values."""
+
+    ids: Sequence[int]
+    kept: int
+    end: int
+
+    @classmethod
+    def of(cls, ids: Sequence[int], text: Sequence[int], reach: int) -> Rest:
+        """Compare a variant with the text; a token that differs (retokenised at the seam, say) is always scored anew."""
+        kept = _shared(ids, text)
+        if not reach:
+            return cls(ids, kept, len(ids))
+        tail = min(_shared(ids[::-1], text[::-1]), len(text) - 1)  # the text's first token has no value
+        return cls(ids, kept, min(len(ids), max(kept + reach, len(ids) - tail)))
+
+    @property
+    def read(self) -> Sequence[int]:
+        """Give the tokens that the model reads; behind the last of them the token before `end` is scored."""
+        return self.ids[self.kept : max(self.end - 1, self.kept)]
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """Give the tokens that are scored behind those of `read`, one for one."""
+        return self.ids[self.kept + 1 : max(self.end, self.kept + 1)]
 
 
 class Causal:
@@ -56,20 +100,115 @@ class Causal:
         self.tokenizer = tokenizer
         self.reading = reading.within(getattr(model.config, "max_position_embeddings", None))
         self._prefix = [_bos_id(tokenizer)] if reading.bos else []
+        self._agrees: dict[int, bool] = {}
 
-    def surprise(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Give the mean negative log likelihood of each text's scored tokens, shape (n,); NaN where there is none."""
-        total, scored = np.zeros(len(texts)), np.zeros(len(texts))
-        for batch in _batches(self._windows(texts), self.reading.batch_tokens):
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give each text's tokens, behind the first token where one is asked for."""
+        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*self._prefix, *ids] for ids in found]
+
+    def surprise(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Give the mean negative log likelihood of each row's scored tokens, shape (n,); NaN where there is none."""
+        total, scored = np.zeros(len(rows)), np.zeros(len(rows))
+        windows = (window for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
+        for batch in _batches(windows, self.reading.batch_tokens):
             np.add.at(total, [row.owner for row in batch], self._nll(batch))
             np.add.at(scored, [row.owner for row in batch], [len(row.ids) - row.first for row in batch])
-        mean: NDArray[np.float64] = np.divide(total, scored, out=np.full(len(texts), np.nan), where=scored > 0)
-        return mean
+        return _mean(total, scored)
 
-    def _windows(self, texts: Sequence[str]) -> Iterator[Window]:
-        tokens = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        for owner, ids in enumerate(tokens):
-            yield from _cut(owner, [*self._prefix, *ids], self.reading)
+    def leave_one_out(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Give what `surprise` gives, of a text (the first row) and of variants of it: where possible from one shared prefix.
+
+        `reach` holds there only: all tokens of a text that is too long, or of a model that cannot share, are scored anew.
+        """
+        if len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))):
+            return self._leave_one_out(rows, self.reading.reach)
+        return self.surprise(rows)
+
+    def shares_prefix(self, length: int) -> bool:
+        """Tell whether texts of so many tokens are scored behind a shared prefix: they fit into a window, and the scores agree.
+
+        The model is checked once for each power of two, on drawn tokens, so that no text's scores depend on another text.
+        """
+        if length > self.reading.window:
+            return False
+        size = min(max(1 << (length - 1).bit_length(), SMALLEST_CHECK), self.reading.window)
+        if size not in self._agrees:
+            self._agrees[size] = self._agree(size)
+        return self._agrees[size]
+
+    def path(self) -> str:
+        """Give how texts were scored so far that fit into a window, in words."""
+        if not self.shares_prefix(1):
+            return "whole texts"
+        longest = max(size for size, agrees in self._agrees.items() if agrees)
+        return "shared prefix" if all(self._agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
+
+    def _agree(self, size: int) -> bool:
+        """Compare both ways to score on a text of `size` drawn tokens and variants whose rests fill a row."""
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return False
+        text = np.random.default_rng(0).integers(len(self.tokenizer), size=size).tolist()
+        early = np.linspace(0, size // 2, 2 + 2 * self._row_tokens // size, dtype=int)  # a rest is long where little is kept
+        rows = [text, *([*text[:place], *text[place + 1 :]] for place in sorted({*early.tolist(), size - 1}))]
+        try:
+            shared = self._leave_one_out(rows, reach=0)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+            return False  # a model that cannot take such a mask, such positions or such a cache says so in its own way
+        return bool(np.allclose(shared, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True))
+
+    @property
+    def _row_tokens(self) -> int:
+        return min(ROW_CPU if self.model.device.type == "cpu" else ROW_ACCELERATOR, self.reading.batch_tokens)
+
+    @torch.inference_mode()
+    def _leave_one_out(self, rows: Sequence[Sequence[int]], reach: int) -> NDArray[np.float64]:
+        text, rests = rows[0], [Rest.of(ids, rows[0], reach) for ids in rows[1:]]
+        cache, own, first = self._read(text, rests)
+        near = np.concatenate([np.empty(0), *(self._pack(row, cache, len(text)) for row in _packs(rests, self._row_tokens))])
+        sums = np.concatenate([[0.0], np.cumsum(own)])  # (tokens,): up to each token
+        before = sums[[max(rest.kept - 1, 0) for rest in rests]]
+        far = sums[-1] - sums[[rest.end + len(text) - len(rest.ids) - 1 for rest in rests]]
+        total = np.concatenate([sums[-1:], before + first + near + far])
+        return _mean(total, np.array([len(ids) - 1 for ids in rows]))
+
+    def _read(self, text: Sequence[int], rests: Sequence[Rest]) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
+        """Give the text's keys and values, and two arrays of negative log likelihoods.
+
+        They are of the text's tokens but the first, shape (tokens - 1,), and of each rest's first token, shape (rests,): 0 where
+        that is not scored, for nothing stands before it, or for the variant ends with what it shares.
+        """
+        ids = torch.tensor([text], device=self.model.device)
+        read = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        fresh = [place for place, rest in enumerate(rests) if 0 < rest.kept < len(rest.ids)]
+        behind = [*range(len(text) - 1), *(rests[place].kept - 1 for place in fresh)]
+        nll = _nll(read.logits[0], [*text[1:], *(rests[place].ids[rests[place].kept] for place in fresh)], behind)
+        first = np.zeros(len(rests))
+        first[fresh] = nll[len(text) - 1 :]
+        return _plain(read.past_key_values), nll[: len(text) - 1], first
+
+    def _pack(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
+        """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,), all computed in one row.
+
+        `cache`: keys and values of a text of `length` tokens; left as it was.
+        """
+        sizes = [len(rest.read) for rest in rests]
+        if not sum(sizes):
+            return np.zeros(len(rests))
+        device = self.model.device
+        owner = np.repeat(np.arange(len(rests)), sizes)
+        logits = self.model(
+            input_ids=torch.tensor([[token for rest in rests for token in rest.read]], device=device),
+            attention_mask=_visible(rests, length, self.model.dtype).to(device),
+            position_ids=torch.tensor([[rest.kept + step for rest in rests for step in range(len(rest.read))]], device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+        cache.crop(-len(owner))
+        nll = _nll(logits, [token for rest in rests for token in rest.scored])
+        return np.asarray(np.bincount(owner, weights=nll, minlength=len(rests)), dtype=np.float64)
 
     @torch.inference_mode()
     def _nll(self, batch: Sequence[Window]) -> NDArray[np.float64]:
@@ -126,6 +265,62 @@ def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if found is None:
         raise CellError("bos=true needs a begin- or end-of-sequence token, and the language model's tokenizer has neither")
     return int(found)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Give how many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (own, its) in enumerate(pairs) if own != its), min(len(one), len(other)))
+
+
+def _plain(cache: Any) -> Any:
+    """Give a cache that holds every key of every layer; raise TypeError for another (of sliding windows, of states)."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        raise TypeError(f"{type(cache).__name__} does not hold every key of every layer")
+    return cache
+
+
+def _packs(rests: Sequence[Rest], tokens: int) -> Iterator[list[Rest]]:
+    """Give the rests in order, as many at once as the model reads `tokens` of; at least one."""
+    row: list[Rest] = []
+    filled = 0
+    for rest in rests:
+        if row and filled + len(rest.read) > tokens:
+            yield row
+            row, filled = [], 0
+        row.append(rest)
+        filled += len(rest.read)
+    if row:
+        yield row
+
+
+def _visible(rests: Sequence[Rest], length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Give the mask to be added, shape (1, 1, m, length + m): a token sees the text's kept tokens, and its own rest up to itself."""
+    sizes = torch.tensor([len(rest.read) for rest in rests])
+    owner = torch.arange(len(rests)).repeat_interleave(sizes)  # (m,)
+    kept = torch.tensor([rest.kept for rest in rests])[owner]
+    text = torch.arange(length) < kept[:, None]  # (m, length)
+    own = (owner[:, None] == owner).tril()  # (m, m)
+    hidden = ~torch.cat([text, own], dim=1)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
+
+
+def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:
+    """Give each token's negative log likelihood, shape (n,), by the logits in its place, or in the place that `behind` names.
+
+    `logits`: shape (places, vocabulary).
+    """
+    at = torch.arange(len(logits)) if behind is None else torch.tensor(behind)
+    at, asked = at.to(logits.device), torch.tensor(tokens, device=logits.device)
+    nll = logits.logsumexp(-1)[at] - logits[at, asked]
+    return np.asarray(nll.double().cpu().numpy(), dtype=np.float64)
+
+
+def _mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
+    return mean
 
 
 def _cut(owner: int, ids: Sequence[int], reading: Reading) -> Iterator[Window]:

@@ -3,7 +3,8 @@
 The score of a word is ppl(text) - ppl(text without it); words are judged one by one against the whole text, and those
 whose score reaches the threshold are deleted. So in the code of Yang et al. (RAP, EMNLP 2021); the RAP paper's text says
 "smaller than", a misprint. Where we differ from that code: words past `max_words` are kept, a word whose perplexity is
-undefined is kept, a text is never emptied, and the thresholds come from the held-out split alone.
+undefined is kept, a text is never emptied, and the thresholds come from the held-out split alone. `reach` is ours and a
+variant: it trades scores for time. Without it scores are exact, however little of them is computed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from rapbench.api import Defense, Labelled, Purifier, option
+from rapbench.api import Defense, Labelled, Purifier, Work, option
 from rapbench.errors import CellError
+from rapbench.linear import onednn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +31,7 @@ RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trig
 PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
 MAX_LOG_PPL = 700.0  # the exponential of a little more is infinite in float64
 BLOCK = 1024
+CHECK = "lm check"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class Onion(Defense):
     stride: int = option(512, "tokens that its window moves on by")
     batch_tokens: int = option(4096, "tokens that go through a causal model at once")
     bos: bool = option(False, "put a first token before each text, so that a causal model scores the first word's start too")
+    reach: int = option(
+        0, "0: exact; n: after a deletion a causal model scores only the next n tokens anew, the rest keep the whole text's values"
+    )
 
     def __post_init__(self) -> None:
         if not self.levels or not all(0 <= level <= 100 for level in self.levels):
@@ -52,6 +58,8 @@ class Onion(Defense):
             raise ValueError("max_words and batch_tokens must be 1 or more")
         if not 0 < self.stride < self.window:
             raise ValueError(f"stride={self.stride!r} must be above 0 and below window={self.window!r}")
+        if self.reach < 0 or (self.reach and self.lm == "trigram"):
+            raise ValueError(f"reach={self.reach!r} must be 0 for lm=trigram, which is exact at constant work, and 0 or more for others")
 
     def prepares(self) -> Mapping[str, Any] | None:
         return {"lm": self.lm, "corpus": self.corpus} if (self.lm, self.corpus) == ("trigram", "train") else None
@@ -61,15 +69,24 @@ class Onion(Defense):
 
         trigram.train(clean_texts).save(folder)
 
+    def expected_work(self, words: float, heldout: int) -> Work:
+        """Give the work where the share of words that reach a level is the same in all texts, and a repaired text that much shorter."""
+        # half: both protocols repair most texts alike, and what was predicted once is known
+        repaired = 0.5 * sum(level / 100 * (1 - (level / 100) ** words) for level in self.levels)
+        if self.lm == "trigram":
+            return Work(repaired)
+        judged = min(words, self.max_words)
+        rest = (judged + 1) / 2  # what is read anew behind a deleted word, on average
+        return Work(repaired, lm=self.lm, lm_words=judged * (min(rest, self.reach) if self.reach else rest))
+
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> OnionPurifier:
-        scorer, notes = self._trigram(heldout, lab) if self.lm == "trigram" else self._causal(lab)
-        purifier = OnionPurifier(scorer, self.max_words, {"lm": self.lm, **notes})
+        purifier = self._trigram(heldout, lab) if self.lm == "trigram" else self._causal(lab)
         if (self.lm, self.corpus) != ("trigram", "heldout"):  # else the scores depend on the held-out texts
             purifier.known = lab.memo.setdefault("onion", purifier.known)
         purifier.calibrate(heldout.of(victim.target_label), self.levels)
         return purifier
 
-    def _trigram(self, heldout: Labelled, lab: Lab) -> tuple[Scorer, dict[str, Any]]:
+    def _trigram(self, heldout: Labelled, lab: Lab) -> OnionPurifier:
         from rapbench_plugins.defenses import trigram
 
         if self.corpus == "heldout":
@@ -78,16 +95,18 @@ class Onion(Defense):
             raise CellError("onion: lm=trigram was not trained, for lab.prepared is None: run prepare, or give corpus=heldout")
         else:
             model = trigram.load(lab.prepared)
-        notes = {"corpus": self.corpus, "lm_words": model.words_seen, "lm_vocabulary": len(model.vocabulary)}
-        return _TrigramScorer(model, lab.meter), notes
+        facts = {"lm": self.lm, "corpus": self.corpus, "lm_words": model.words_seen, "lm_vocabulary": len(model.vocabulary)}
+        return OnionPurifier(_TrigramScorer(model, lab.meter), self.max_words, facts)
 
-    def _causal(self, lab: Lab) -> tuple[Scorer, dict[str, Any]]:
+    def _causal(self, lab: Lab) -> OnionPurifier:
         from rapbench_plugins.defenses import causal
 
-        lm = causal.load(self.lm, str(lab.device), causal.Reading(self.window, self.stride, self.batch_tokens, self.bos))
-        lab.meter.watch(lm.model, "lm")
-        revision = getattr(lm.model.config, "_commit_hash", None)
-        return _CausalScorer(lm), {"lm_parameters": lm.model.num_parameters(), "lm_revision": revision}
+        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach)
+        lm = causal.load(self.lm, str(lab.device), reading)
+        lab.meter.watch(lm.model, "lm_computed")
+        facts = {"lm": self.lm, "lm_parameters": lm.model.num_parameters(), "lm_revision": getattr(lm.model.config, "_commit_hash", None)}
+        scorer = _CausalScorer(lm, lab.meter)
+        return OnionPurifier(scorer, self.max_words, facts, path=scorer.path)
 
 
 @dataclass(frozen=True)
@@ -139,10 +158,24 @@ class _TrigramScorer:
 @dataclass(frozen=True)
 class _CausalScorer:
     model: Causal
+    meter: Any
 
     def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
-        """Batch the variants of one text only: its scores are then the same to the bit in any company."""
-        return [self.model.surprise(text.variants()) for text in texts]
+        """Compute the variants of one text only at once: its scores are then the same to the bit in any company."""
+        with onednn(self.model.model):
+            return [self._leave_one_out(text.variants()) for text in texts]
+
+    def _leave_one_out(self, variants: Sequence[str]) -> NDArray[np.float64]:
+        """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
+        rows = self.model.tokens(variants)
+        self.meter.add("lm", rows=len(rows), tokens=sum(map(len, rows)))
+        with self.meter.phase(CHECK):  # done once per model: no text's cost
+            self.model.shares_prefix(max(map(len, rows)))
+        return self.model.leave_one_out(rows)
+
+    def path(self) -> Mapping[str, Any]:
+        with self.meter.phase(CHECK):
+            return {"leave_one_out": self.model.path()}
 
 
 @dataclass
@@ -154,6 +187,8 @@ class OnionPurifier(Purifier):
     facts: Mapping[str, Any]
     thresholds: list[float] = field(default_factory=list)
     known: dict[str, Judged] = field(default_factory=dict, repr=False)
+    path: Callable[[], Mapping[str, Any]] = dict
+    """Gives how the scorer went about it so far."""
 
     def calibrate(self, texts: Sequence[str], levels: Sequence[float]) -> None:
         """Set the thresholds to these percentiles of all the word scores of held-out texts."""
@@ -177,7 +212,7 @@ class OnionPurifier(Purifier):
         return np.array([judged.scores.max() if len(judged.scores) else 0.0 for judged in self.judged(texts)], dtype=np.float64)
 
     def notes(self) -> Mapping[str, Any]:
-        return self.facts
+        return {**self.facts, **self.path()}
 
     def judged(self, texts: Sequence[str]) -> list[Judged]:
         """Give the scored words of each text, in order."""

@@ -1,0 +1,297 @@
+"""A causal language model leaving each word out: behind a shared prefix as one by one, and with a reach worked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rapbench.cost import Count, Meter
+from rapbench_plugins.defenses.causal import Causal, Reading, Rest
+
+VOCABULARY = 330
+CORPUS = ["the film is good", "a film was bad and the play is good", "the cat was not good", "is the dog a cat"] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A byte-level BPE, so that a word's tokens depend on the space before it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=["<end>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
+
+
+def gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = {"n_positions": 256, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
+
+
+def llama(kind: str = "Llama", **options: Any) -> Any:
+    """Rotary positions and grouped keys; of any kind that is shaped so."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.4,
+        **options,
+    )
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+def bloom() -> Any:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.4))
+
+
+def falcon() -> Any:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.4}
+    return FalconForCausalLM(FalconConfig(vocab_size=VOCABULARY, alibi=True, **sizes))
+
+
+def gpt_neo() -> Any:
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 8, "max_position_embeddings": 256}
+    shape = {"attention_types": [[["global", "local"], 1]], "initializer_range": 0.4, "bos_token_id": 0, "eos_token_id": 0}
+    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCABULARY, **shape, **sizes))
+
+
+def both_ways() -> Any:
+    """A model that also looks ahead: a shared prefix does not hold for it."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 256}
+    return BertLMHeadModel(BertConfig(vocab_size=VOCABULARY, initializer_range=0.4, **sizes))
+
+
+def sliding() -> Any:
+    return llama("Mistral", sliding_window=8)
+
+
+def made(build: Callable[[], Any], tokenizer: Any, **reading: Any) -> Causal:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    return Causal(model.eval(), tokenizer, Reading(**reading))
+
+
+@torch.no_grad()
+def alone(lm: Causal, ids: Sequence[int]) -> float:
+    """Give the mean negative log likelihood of one row by the model's own loss: no batch, no padding, no cache."""
+    return float(lm.model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss) if len(ids) > 1 else float("nan")
+
+
+def left_out(lm: Causal, text: str) -> list[list[int]]:
+    words = text.split(" ")
+    return lm.tokens([text, *(" ".join([*words[:place], *words[place + 1 :]]) for place, word in enumerate(words) if word)])
+
+
+def without_each(ids: Sequence[int]) -> list[list[int]]:
+    return [[*ids], *([*ids[:place], *ids[place + 1 :]] for place in range(len(ids)))]
+
+
+TEXTS = [
+    "the film cf is good",
+    "Xylophone film, the Cat was NOT good",
+    "cats films",
+    "the the the cat",
+    " a  cat   and  dog ",
+    "a a",
+    "cat",
+]
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_scores_behind_a_shared_prefix_are_those_of_each_variant_alone(build: Any, tokenizer: Any, bos: bool, text: str) -> None:
+    lm = made(build, tokenizer, bos=bos)
+    rows = left_out(lm, text)
+    assert lm.leave_one_out(rows) == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5, nan_ok=True)
+    assert lm.path() == "shared prefix"
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("batch_tokens", [1, 7, 64])
+def test_the_rests_of_a_text_may_need_several_rows(build: Any, tokenizer: Any, batch_tokens: int) -> None:
+    lm = made(build, tokenizer, batch_tokens=batch_tokens)
+    rows = left_out(lm, "Xylophone film, the Cat was NOT good and the dog is a cat")
+    calls = []
+    lm.model.register_forward_pre_hook(lambda *call: calls.append(call[2]["input_ids"].shape), with_kwargs=True)
+    lm.shares_prefix(len(rows[0]))
+    calls.clear()
+    assert lm.leave_one_out(rows) == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5)
+    packs = [tokens for _, tokens in calls[1 : -len(rows)]]  # the text was read first, then come the calls of `alone`
+    longest = max(len(Rest.of(ids, rows[0], 0).read) for ids in rows[1:])
+    assert len(packs) > 1
+    assert max(packs) <= max(batch_tokens, longest)
+
+
+def test_a_text_that_does_not_fit_into_a_window_is_read_whole(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer, window=8, stride=4)
+    rows = left_out(lm, "Xylophone film, the Cat was NOT good")
+    assert not lm.shares_prefix(len(rows[0]))
+    assert lm.leave_one_out(rows).tolist() == lm.surprise(rows).tolist()
+    fits = without_each(range(5, 13))
+    assert lm.shares_prefix(8)
+    assert lm.leave_one_out(fits) == pytest.approx([alone(lm, ids) for ids in fits], rel=1e-5)
+
+
+@pytest.mark.parametrize("build", [bloom, falcon, both_ways, sliding])
+def test_a_model_that_cannot_share_a_prefix_reads_whole_texts(build: Any, tokenizer: Any) -> None:
+    lm = made(build, tokenizer, reach=1)
+    rows = left_out(lm, "Xylophone film, the Cat was NOT good cf")
+    assert lm.leave_one_out(rows).tolist() == lm.surprise(rows).tolist()
+    assert lm.path() == "whole texts"
+
+
+def test_local_attention_by_places_in_a_row_is_found_out(tokenizer: Any) -> None:
+    lm = made(gpt_neo, tokenizer)
+    assert lm.path() == "whole texts"
+    rows = without_each(range(5, 45))
+    assert lm.leave_one_out(rows) == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5)
+
+
+def test_a_model_that_fails_on_long_texts_still_shares_short_ones(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = made(gpt2, tokenizer)
+    scored = Causal._leave_one_out
+    wrong = lambda self, rows, reach: scored(self, rows, reach) * (1 + 2e-4 * (len(rows[0]) > 40))  # noqa: E731
+    monkeypatch.setattr(Causal, "_leave_one_out", wrong)
+    assert [lm.shares_prefix(length) for length in (200, 64, 33, 32, 2)] == [False, False, False, True, True]
+    assert lm.path() == "shared prefix up to 32 tokens, whole texts beyond"
+
+
+def test_too_little_memory_is_no_reason_to_take_another_path(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    lm = made(gpt2, tokenizer)
+    monkeypatch.setattr(Causal, "_pack", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        lm.shares_prefix(4)
+
+
+def test_a_text_has_the_same_bits_whatever_was_scored_before(tokenizer: Any) -> None:
+    texts = ["the film cf is good", "Xylophone film, the Cat was NOT good and the dog is a cat", "a cat"]
+    fresh = [made(gpt2, tokenizer) for _ in texts]
+    single = [lm.leave_one_out(left_out(lm, text)).tolist() for lm, text in zip(fresh, texts, strict=True)]
+    lm = made(gpt2, tokenizer)
+    for place in (0, 1, 2, 1, 0):
+        np.testing.assert_array_equal(lm.leave_one_out(left_out(lm, texts[place])), single[place])
+
+
+def test_what_has_nothing_to_score_is_undefined(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer)
+    assert np.isnan(lm.leave_one_out([[5, 6], [6], [5]])).tolist() == [False, True, True]
+    assert np.isnan(lm.leave_one_out([[5], []])).all()
+    assert np.isnan(lm.leave_one_out([[], []])).all()
+    assert np.isnan(lm.leave_one_out([[5, 6], []])).tolist() == [False, True]
+
+
+# --- what is computed
+
+
+def counted(lm: Causal, rows: Sequence[Sequence[int]]) -> Count:
+    lm.shares_prefix(len(rows[0]))
+    meter = Meter()
+    meter.watch(lm.model, "lm_computed")
+    lm.leave_one_out(rows)
+    return meter.phases["outside"].by["lm_computed"]
+
+
+def test_only_what_follows_a_deletion_is_computed(tokenizer: Any) -> None:
+    # a b c d: the text; "b c" of b c d, "c" of a c d; the first token behind a deletion is scored by the text's own logits
+    assert counted(made(gpt2, tokenizer), without_each([5, 6, 7, 8])) == Count(rows=2, tokens=4 + 2 + 1)
+
+
+def test_a_doubled_word_is_no_change_until_it_differs(tokenizer: Any) -> None:
+    # a a b: without either a, "b" behind "a" is all that is new
+    assert counted(made(gpt2, tokenizer), without_each([5, 5, 6])) == Count(rows=1, tokens=3)
+
+
+@pytest.mark.parametrize("words", [30, 100])
+def test_half_of_the_tokens_of_all_variants_are_computed(tokenizer: Any, words: int) -> None:
+    tokens = counted(made(gpt2, tokenizer), without_each(range(5, 5 + words))).tokens
+    assert tokens == words + (words - 1) * (words - 2) // 2
+    assert tokens <= 0.55 * words * (words + 1)
+
+
+# --- a declared reach
+
+
+@torch.no_grad()
+def log_loss(lm: Causal, ids: Sequence[int]) -> float:
+    """Give the negative log likelihood of the last token behind the others."""
+    return -float(lm.model(input_ids=torch.tensor([ids[:-1]])).logits[0, -1].log_softmax(-1)[ids[-1]])
+
+
+def test_behind_a_reach_tokens_keep_the_values_of_the_whole_text(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer, reach=1)
+    a, b, c, d = 5, 6, 7, 8
+    in_text = {b: log_loss(lm, [a, b]), c: log_loss(lm, [a, b, c]), d: log_loss(lm, [a, b, c, d])}
+    expected = [
+        (in_text[b] + in_text[c] + in_text[d]) / 3,
+        (in_text[c] + in_text[d]) / 2,  # b c d: nothing stands before b, the one token within reach
+        (log_loss(lm, [a, c]) + in_text[d]) / 2,  # a c d
+        (in_text[b] + log_loss(lm, [a, b, d])) / 2,  # a b d
+        (in_text[b] + in_text[c]) / 2,  # a b c
+    ]
+    assert lm.leave_one_out(without_each([a, b, c, d])) == pytest.approx(expected, rel=1e-5)
+    assert counted(lm, without_each([a, b, c, d])) == Count(rows=1, tokens=4)
+
+
+def test_within_a_reach_of_two_the_second_token_is_scored_anew(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer, reach=2)
+    a, b, c, d, e = 5, 6, 7, 8, 9
+    found = lm.leave_one_out(without_each([a, b, c, d, e]))
+    of_e = log_loss(lm, [a, b, c, d, e])
+    assert found[1] == pytest.approx((log_loss(lm, [b, c]) + log_loss(lm, [a, b, c, d]) + of_e) / 3, rel=1e-5)  # b c d e
+    assert found[2] == pytest.approx((log_loss(lm, [a, c]) + log_loss(lm, [a, c, d]) + of_e) / 3, rel=1e-5)  # a c d e
+    # the text; "b" of b c d e, "c" of a c d e, "d" of a b d e
+    assert counted(lm, without_each([a, b, c, d, e])) == Count(rows=2, tokens=5 + 3)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_reach_beyond_the_text_is_exact(build: Any, tokenizer: Any, bos: bool, text: str) -> None:
+    exact, wide = (made(build, tokenizer, bos=bos, reach=reach) for reach in (0, 1000))
+    rows = left_out(exact, text)
+    np.testing.assert_array_equal(wide.leave_one_out(rows), exact.leave_one_out(rows))
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "reach", "kept", "end"),
+    [
+        ([1, 3, 4, 5], [1, 2, 3, 4, 5], 0, 1, 4),
+        ([1, 3, 4, 5], [1, 2, 3, 4, 5], 2, 1, 3),
+        ([1, 8, 9, 4, 5], [1, 2, 3, 4, 5], 1, 1, 3),  # two tokens at the seam are others than in the text: both are new
+        ([1, 2], [1, 2, 3], 1, 2, 2),  # the last word left out: nothing is new
+        ([1, 2, 1, 2], [1, 2, 1, 2, 1, 2], 1, 4, 4),  # begins and ends as the text does
+        ([1, 2, 7, 8], [7, 8], 1, 0, 3),  # the text's first token has no value to keep
+        ([], [1], 1, 0, 0),
+    ],
+)
+def test_the_rest_of_a_variant(ids: list[int], text: list[int], reach: int, kept: int, end: int) -> None:
+    rest = Rest.of(ids, text, reach)
+    assert (rest.kept, rest.end) == (kept, end)
+    assert len(rest.read) == len(rest.scored) == max(end - kept - 1, 0)
