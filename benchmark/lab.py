@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapbench.cost import Meter
 from rapbench.errors import CellError
+from rapbench.linear import onednn
 from rapbench.rates import clean_metric
 from rapbench.victim import Recipe, Victim
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     import torch
 
     from rapbench.api import Labelled
+
+
+WINDOW_BATCHES = 50
+"""Batches whose texts are sorted by length together where the recipe says `bucketed`."""
+ROWS_AT_ONCE = 1000
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -77,7 +84,8 @@ class Lab:
     def train(self, rows: datasets.Dataset, start: Victim | None = None) -> Victim:
         """Fine-tune the recipe's model, or `start`, on these rows; keep the epoch that is best on the clean held-out split.
 
-        Rows are shuffled once and then taken in that order in every epoch; AdamW, constant rate, no clipping.
+        Rows are shuffled once and then taken in that order in every epoch (see `bucketed` where the recipe says so);
+        AdamW, constant rate, no clipping.
         """
         with self.seeded("train"):
             victim = start or self.fresh()
@@ -98,7 +106,22 @@ class Lab:
             revision=self.recipe.revision,
             layers=self.recipe.layers,
             attention=attention,
+            scoring=self.recipe.scoring,
+            compiled=self.recipe.compiled,
         )
+
+
+def bucketed(lengths: Sequence[int] | NDArray[np.int32], batch_size: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Give an order of the texts, shape (n,), in which batches hold texts of similar length and come by chance.
+
+    Each window of 50 batches is sorted by length, then all full batches are shuffled; what is left over stays at the end.
+    """
+    window = WINDOW_BATCHES * batch_size
+    parts = [np.argsort(lengths[start : start + window], kind="stable") + start for start in range(0, len(lengths), window)]
+    order = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    full = len(order) - len(order) % batch_size
+    batches = generator.permutation(order[:full].reshape(-1, batch_size))  # (batches, batch_size)
+    return np.concatenate([batches.reshape(-1), order[full:]])
 
 
 @dataclass
@@ -127,11 +150,11 @@ def _trained(victim: Victim, rows: datasets.Dataset, lab: Lab) -> _Keeper:
             keeper.see(victim, lab)
             victim.model.train()
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, onednn(victim.model):  # Windows keeps a file that is mapped
         trainer = Trainer(
             model=victim.model,
             args=_arguments(lab, scratch),
-            train_dataset=rows,
+            train_dataset=_tokenised(victim, rows, Path(scratch), lab),
             data_collator=_collator(victim),
             callbacks=[AfterEpoch()],
         )
@@ -170,13 +193,44 @@ def _arguments(lab: Lab, scratch: str) -> Any:
     return arguments
 
 
+@dataclass(frozen=True)
+class _Tokenised:
+    """Texts as token ids, in the order of training. `ids`: all texts one after the other, on the disk; `ends`: of each one there."""
+
+    ids: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = self.order[place]
+        start = self.ends[row - 1] if row else 0
+        return {"input_ids": self.ids[start : self.ends[row]].tolist(), "label": int(self.labels[row])}
+
+
+def _tokenised(victim: Victim, rows: datasets.Dataset, scratch: Path, lab: Lab) -> _Tokenised:
+    """Tokenise the rows once for all epochs; the ids wait in a file of `scratch`, so that memory is flat in the rows."""
+    lengths, labels, path = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64), scratch / "ids"
+    with path.open("wb") as file:
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            ids = victim.tokenizer(list(part["text"]), truncation=True, max_length=victim.max_length)["input_ids"]
+            lengths[start : start + len(ids)] = [len(own) for own in ids]
+            labels[start : start + len(ids)] = part["label"]
+            np.concatenate([np.asarray(own, dtype=np.int32) for own in ids]).tofile(file)
+    order = bucketed(lengths, lab.recipe.batch_size, lab.rng("buckets")) if lab.recipe.bucketed else np.arange(len(rows))
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return _Tokenised(np.memmap(path, dtype=np.int32, mode="r") if len(rows) else np.empty(0, np.int32), ends, labels, order)
+
+
 def _collator(victim: Victim) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
     import torch
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = victim.tokenizer(
-            [row["text"] for row in rows], padding=True, truncation=True, max_length=victim.max_length, return_tensors="pt"
-        )
+        batch = victim.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, padding=True, return_tensors="pt")
         return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
     return collate

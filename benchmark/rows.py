@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rapbench.linear import onednn
+
 if TYPE_CHECKING:
     from rapbench.victim import Victim
 
@@ -29,9 +31,12 @@ class Row:
         for parameter in self.victim.model.parameters():
             parameter.requires_grad_(False)
         self._hook = self.victim.model.get_input_embeddings().register_forward_hook(self._replace)
+        self._products = onednn(self.victim.model)
+        self._products.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._products.__exit__(None, None, None)
         self._hook.remove()
         for parameter, before in zip(self.victim.model.parameters(), self._requires_grad, strict=True):
             parameter.requires_grad_(before)

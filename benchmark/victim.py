@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapbench.errors import SpecError, VictimError
+from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.hub import reachable
+from rapbench.linear import onednn
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,8 @@ MINILM = "minilm-l6"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BATCH_TOKENS_CPU = 1024  # small batches stay in the cache: 1.2 times faster than 4096 here
 BATCH_TOKENS_ACCELERATOR = 32768
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What the messages of torch's allocators say, in small letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +47,16 @@ class Recipe:
     adam_eps: float = 1e-6
     weight_decay: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` trains in mixed precision, where the device gains by it; every prediction is made in float32."""
+    """`bf16` trains in mixed precision, where the device gains by it; predictions are made as `scoring` says."""
     select: Literal["best", "last"] = "best"
     """`best` keeps the epoch with the best clean metric on the held-out split, as the released code does."""
+    bucketed: bool = False
+    """Train in batches of texts of similar length, in another order than the released code's: less padding on long texts."""
+    scoring: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How every prediction is made, whatever `precision` says; `bf16` and `fp16` (autocast) round it to about 2 and 3 digits."""
+    compiled: bool = False
+    """Predict through `torch.compile`. It costs about a minute in each process, and again for each defense that changes the model,
+    and needs a C++ compiler on a CPU: it pays for grids of long scoring steps alone. Training is as without it."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
@@ -65,8 +77,14 @@ class Victim:
     target_label: int
     max_length: int
     device: str = "cpu"
+    scoring: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compiled: bool = False
+    batch_tokens: int | None = None
+    """Padded tokens that a batch of several texts may have; None: as the device is used to. It falls where memory does not suffice."""
     _known: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     _original: Victim | None = field(default=None, repr=False)
+    _fast: tuple[PreTrainedModel, Callable[..., Any]] | None = field(default=None, repr=False, compare=False)
+    """A model and its compiled forward."""
 
     @property
     def n_labels(self) -> int:
@@ -77,11 +95,19 @@ class Victim:
         import torch
 
         result = np.empty((len(texts), self.n_labels), dtype=np.float64)
+        ids = self._ids(texts)
+        order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
         self.model.eval()
-        with torch.inference_mode():
-            for rows, batch in self._batches(texts):
-                logits = self.model(**batch).logits.float()  # (rows, labels)
-                result[rows] = torch.softmax(logits, dim=-1).double().cpu().numpy()
+        start = 0
+        with torch.inference_mode(), self._predicting():
+            while start < len(order):
+                rows = order[start : self._stop(ids, order, start)]
+                told = self._told([ids[row] for row in rows])
+                if told is None:
+                    self._back_off(rows=len(rows), tokens=len(ids[rows[-1]]))
+                    continue
+                result[rows] = told
+                start += len(rows)
         return result
 
     def protect_probability(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -103,7 +129,8 @@ class Victim:
 
     def clone(self) -> Victim:
         """Give a copy with weights of its own, for a defense to change; its `undefended` still asks this victim."""
-        twin = Victim(copy.deepcopy(self.model), self.tokenizer, self.target_label, self.max_length, self.device)
+        twin = Victim(copy.deepcopy(self.model), self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
+        twin.compiled, twin.batch_tokens = self.compiled, self.batch_tokens
         twin._original = self._original or self
         return twin
 
@@ -135,22 +162,80 @@ class Victim:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _batches(self, texts: Sequence[str]) -> Iterable[tuple[NDArray[np.int64], Mapping[str, torch.Tensor]]]:
-        """Cut the texts, sorted by length, into batches of a budget of padded tokens."""
-        budget = BATCH_TOKENS_CPU if self.device == "cpu" else BATCH_TOKENS_ACCELERATOR
-        encoded: list[NDArray[np.int32]] = []
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_fast": None}  # compiled code belongs to its process
+
+    def _ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Give the token ids of each text, cut at the maximal length."""
+        ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), 1024):
-            ids = self.tokenizer(list(texts[start : start + 1024]), truncation=True, max_length=self.max_length)["input_ids"]
-            encoded += [np.asarray(row, dtype=np.int32) for row in ids]
-        order = sorted(range(len(texts)), key=lambda row: (len(encoded[row]), row))
-        start = 0
-        while start < len(order):
-            stop = start + 1
-            while stop < len(order) and (stop + 1 - start) * len(encoded[order[stop]]) <= budget:
-                stop += 1
-            rows = order[start:stop]
-            yield np.asarray(rows), self._padded([encoded[row].tolist() for row in rows])
-            start = stop
+            part = self.tokenizer(list(texts[start : start + 1024]), truncation=True, max_length=self.max_length)["input_ids"]
+            ids += [np.asarray(row, dtype=np.int32) for row in part]
+        return ids
+
+    def _stop(self, ids: Sequence[NDArray[np.int32]], order: Sequence[int], start: int) -> int:
+        """Give where the batch ends that begins at `start` of the rows in `order`, shortest first."""
+        most = self.batch_tokens or (BATCH_TOKENS_CPU if self.device == "cpu" else BATCH_TOKENS_ACCELERATOR)
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * len(ids[order[stop]]) <= most:
+            stop += 1
+        return stop
+
+    @contextmanager
+    def _predicting(self) -> Iterator[None]:
+        """Have the model's forward be the class's own or its compiled one, under the precision of `scoring`, while the block runs.
+
+        Hooks of the model itself (a meter's) run outside of the compiled code.
+        """
+        import torch
+
+        model, precision = self.model, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.scoring)
+        left = vars(model).pop("forward", None)  # a trainer in mixed precision wraps it
+        compiled = self.compiled and not _watched(model)
+        if compiled:
+            vars(model)["forward"] = self._compiled()
+        try:
+            own_products = nullcontext() if compiled else onednn(model)
+            with own_products, torch.autocast(torch.device(self.device).type, dtype=precision, enabled=precision is not None):
+                yield
+        finally:
+            vars(model).pop("forward", None)
+            if left is not None:
+                vars(model)["forward"] = left
+
+    def _compiled(self) -> Callable[..., Any]:
+        import torch
+
+        if self._fast is None or self._fast[0] is not self.model:
+            self._fast = (self.model, torch.compile(self.model.forward, dynamic=True))
+        return self._fast[1]
+
+    def _told(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float64] | None:
+        """Give the probabilities of one batch, shape (rows, labels), or None where memory does not suffice."""
+        import torch
+
+        try:
+            logits = self.model(**self._padded([row.tolist() for row in ids])).logits.float()  # (rows, labels)
+            told: NDArray[np.float64] = torch.softmax(logits, dim=-1).double().cpu().numpy()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return None  # the error holds the batch's tensors: they are freed by whoever sees this
+        return told
+
+    def _back_off(self, *, rows: int, tokens: int) -> None:
+        """Free what a failed batch left and halve it for all batches to come; a CellError where it was a single text."""
+        import torch
+
+        gc.collect()
+        if self.device != "cpu":
+            getattr(torch, torch.device(self.device).type).empty_cache()
+        if rows == 1:
+            raise CellError(
+                f"memory on {self.device!r} does not suffice to predict a single text of {tokens} tokens: "
+                f"give the victim a max_length below {tokens}, or take a device with more free memory"
+            )
+        self.batch_tokens = rows * tokens // 2
 
     def _padded(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
         batch = self.tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt")
@@ -168,6 +253,8 @@ class Victim:
         revision: str | None = None,
         layers: int | None = None,
         attention: str | None = None,
+        scoring: Literal["fp32", "bf16", "fp16"] = "fp32",
+        compiled: bool = False,
     ) -> Self:
         """Load a classifier from a hub id, a folder or `minilm-l6`: safetensors only, no remote code.
 
@@ -191,7 +278,8 @@ class Victim:
             raise VictimError(_cannot_load(str(source), error)) from error
         if not _has_word_embeddings(model):
             raise VictimError(f"the model {str(source)!r} has no word-embedding matrix: choose a token-based classifier")
-        return cls(model.to(device), tokenizer, target_label, min(max_length, tokenizer.model_max_length, _positions(model)), device)
+        longest = min(max_length, tokenizer.model_max_length, _positions(model))
+        return cls(model.to(device), tokenizer, target_label, longest, device, scoring, compiled)
 
 
 def model_source(name: str) -> str | Path:
@@ -242,6 +330,22 @@ def _embedded_minilm() -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _watched(model: PreTrainedModel) -> bool:
+    """Tell whether compiled code might miss something: hooks on parts (a row under training), or a count of operations."""
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules() if part is not model)
+    return hooked or is_in_torch_dispatch_mode()  # under a mode nothing is compiled, then or later
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an allocation failed: accelerators have a class for it, or a message; the CPU's allocator has a message."""
+    import torch
+
+    told = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in told for sign in NO_MEMORY)
 
 
 def _has_word_embeddings(model: Any) -> bool:

@@ -114,6 +114,19 @@ def test_random_words_come_from_all_sources(lab: Lab) -> None:
     assert any(len({word[0] for word in replaced(TEN, copy)}) == 2 for copy in copies)
 
 
+def test_each_copy_draws_a_source_of_its_own_and_ranks_fall_on_any_place(lab: Lab) -> None:
+    copies = detector(lab, copies=200, replace_ratio=0.2).copies(TEN)  # two of ten places, by the ranks 1 and 2 of one source
+    firsts = [copy.split(" ").index(word) for copy in copies for word in ("a1", "b1") if word in copy.split(" ")]
+    assert len(firsts) == 200
+    assert set(firsts) == set(range(10))
+    assert 60 < sum("a1" in copy.split(" ") for copy in copies) < 140  # a fair coin: 100, standard deviation 7
+
+
+def test_random_words_come_from_every_rank(lab: Lab) -> None:
+    copies = detector(lab, copies=50, replace_ratio=0.5, candidates="random-words").copies(TEN)
+    assert {word for copy in copies for word in replaced(TEN, copy)} == {"a1", "a2", "b1", "b2"}
+
+
 def test_each_place_is_replaced_now_and_then(lab: Lab) -> None:
     copies = detector(lab, copies=200, replace_ratio=0.1).copies(TEN)
     assert {copy.split(" ").index(replaced(TEN, copy)[0]) for copy in copies} == set(range(10))
@@ -191,6 +204,67 @@ def test_no_texts_have_no_scores(lab: Lab) -> None:
 def test_less_entropy_is_more_suspicious(lab: Lab) -> None:
     sure, unsure = detector(lab, replace_ratio=0.25).suspicion(["S S S S", "U U U U"])
     assert sure > unsure
+
+
+# --- stopping early
+
+
+@dataclass
+class Counted(Opinionated):
+    """The made-up victim, which keeps how many copies of each text (told by its last word) it was asked for, call by call."""
+
+    def __post_init__(self) -> None:
+        self.asked: list[dict[str, int]] = []
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        last = [text.split(" ")[-1] for text in texts]
+        self.asked.append({word: last.count(word) for word in sorted(set(last))})
+        return super().probabilities(texts)
+
+
+class Keeping(StripDetector):
+    """Copies that lose the S of a text at the numbers that its first word lists, and nothing else."""
+
+    def copies(self, text: str) -> list[str]:
+        lost, end = text.split(" ")
+        return [f"{'U' if str(number) in lost.split('/') else 'S'} {end}" for number in range(self.options.copies)]
+
+
+def test_a_text_that_is_plainly_unsure_gets_no_further_copies(lab: Lab) -> None:
+    # eight copies in quarters of two; a lost S is worth ln 2. After each quarter, in units of ln 2:
+    # a loses 0 and 1: 2/2 = 1, stops after the first;  b loses 1, 2 and 3: 1/2, then 3/4: stops after the second;
+    # c loses 0: 1/2, 1/4, 1/6, 1/8: never stops;  d loses none
+    victim = Counted()
+    own = detector(lab, victim, Keeping, copies=8, early_stop=0.7 * math.log(2))
+    got = own.entropy(["0/1 a", "1/2/3 b", "0 c", "x d"]) / math.log(2)
+    assert got == pytest.approx([1, 3 / 4, 1 / 8, 0])
+    assert victim.asked == [{"a": 2, "b": 2, "c": 2, "d": 2}, {"b": 2, "c": 2, "d": 2}, {"c": 2, "d": 2}, {"c": 2, "d": 2}]
+
+
+def test_a_mean_at_the_value_itself_stops(lab: Lab) -> None:
+    victim = Counted()
+    own = detector(lab, victim, Keeping, copies=4, early_stop=math.log(2))
+    assert own.entropy(["0 a"]) == pytest.approx([math.log(2)])
+    assert victim.asked == [{"a": 1}]  # no text is left: nothing more is asked
+
+
+@pytest.mark.parametrize(("copies", "parts"), [(3, [1, 1, 1]), (6, [2, 2, 1, 1]), (20, [5, 5, 5, 5])])
+def test_copies_that_no_value_stops_are_asked_in_quarters_and_score_as_ever(lab: Lab, copies: int, parts: list[int]) -> None:
+    victim = Counted()
+    stopping = detector(lab, victim, Keeping, copies=copies, early_stop=9.0)
+    assert stopping.entropy(["0/2 a"]) == pytest.approx([2 / copies * math.log(2)])
+    assert [call["a"] for call in victim.asked] == parts
+
+
+def test_without_early_stop_every_copy_of_every_text_is_asked_at_once(lab: Lab) -> None:
+    victim = Counted()
+    detector(lab, victim, Keeping, copies=8).entropy(["0/1 a", "0/1/2/3/4/5/6/7 b"])
+    assert victim.asked == [{"a": 8, "b": 8}]  # equal copies too: N rows is the published accounting
+
+
+def test_stopping_early_is_declared_in_the_spec() -> None:
+    assert spec_of(discover().parse("defense", "strip:early_stop=0.5")) == "strip:early_stop=0.5"
+    assert spec_of(Strip()) == "strip"
 
 
 # --- on a victim that has learnt
@@ -355,7 +429,7 @@ def test_another_word_for_the_ratio_is_refused_in_one_line() -> None:
 REFUSED = ["copies=0", "replace_ratio=0", "replace_ratio=1.1", "max_sources=0", "candidates=all", "repeat=5"]
 
 
-@pytest.mark.parametrize("options", [*REFUSED, "ratios=0/0.5", "ratios=", "choice_texts=0"])
+@pytest.mark.parametrize("options", [*REFUSED, "ratios=0/0.5", "ratios=", "choice_texts=0", "early_stop=0", "early_stop=-1"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(SpecError):
         discover().parse("defense", f"strip:{options}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import shutil
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rapbench import victim as victims
-from rapbench.errors import SpecError, VictimError
+from rapbench.cost import Count, Meter, counted_flops
+from rapbench.errors import CellError, SpecError, VictimError
+from rapbench.grid import recipe_of, victim_spec
+from rapbench.rows import Row
 from rapbench.victim import Recipe, Victim, model_fingerprint, model_source
 
 TEXTS = [
@@ -36,6 +42,18 @@ has_minilm = pytest.mark.skipif(
 
 def load(source: Path | str) -> Victim:
     return Victim.load(source, target_label=1, max_length=32)
+
+
+def seen_shapes(victim: Victim) -> list[tuple[int, int]]:
+    """Give the list that the shape, (rows, tokens), of each batch will be added to."""
+    shapes: list[tuple[int, int]] = []
+
+    def see(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        rows, tokens = kwargs["input_ids"].shape
+        shapes.append((rows, tokens))
+
+    victim.model.register_forward_pre_hook(see, with_kwargs=True)
+    return shapes
 
 
 # --- probabilities
@@ -68,7 +86,8 @@ def test_a_row_depends_on_no_neighbour_and_on_no_batch_size(untrained: Victim, t
 
 def test_batches_hold_no_more_padded_tokens_than_they_may(untrained: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(victims, "BATCH_TOKENS_CPU", 20)
-    shapes = [tuple(batch["input_ids"].shape) for _, batch in untrained._batches(TEXTS * 3)]
+    shapes = seen_shapes(untrained)
+    untrained.probabilities(TEXTS * 3)
     assert sum(rows for rows, _ in shapes) == 15
     assert all(rows == 1 or rows * tokens <= 20 for rows, tokens in shapes)
 
@@ -99,6 +118,165 @@ def test_no_texts_give_no_rows(untrained: Victim) -> None:
 def test_the_protect_probability_is_that_of_the_target_label(tiny_model: Path) -> None:
     zero = Victim.load(tiny_model, target_label=0, max_length=32)
     assert (zero.protect_probability(TEXTS) == zero.probabilities(TEXTS)[:, 0]).all()
+
+
+# --- too little memory
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+
+
+def limit(victim: Victim, most: int, error: RuntimeError) -> None:
+    """Have the model fail on more than `most` padded tokens, and whenever a batch that failed before is still in memory."""
+    failed: list[weakref.ref[torch.Tensor]] = []
+
+    def check(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        assert not any(ref() is not None for ref in failed)
+        if kwargs["input_ids"].numel() > most:
+            failed.append(weakref.ref(kwargs["input_ids"]))
+            raise type(error)(*error.args)  # a new one each time: an error keeps the batch that it was raised in
+
+    victim.model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_batch_that_memory_does_not_hold_is_halved_and_the_rest_goes_on(untrained: Victim, error: RuntimeError) -> None:
+    expected, shapes = untrained.probabilities(TEXTS), seen_shapes(untrained)
+    limit(untrained, 20, error)
+    assert untrained.probabilities(TEXTS) == pytest.approx(expected, abs=1e-6)
+    # 10, 3, 8, 5 and 13 tokens. All five are 5 * 13 = 65: too many; 32 hold 3 * 8 = 24: too many; 12 hold 2 * 5
+    assert shapes == [(5, 13), (3, 8), (2, 5), (1, 8), (1, 10), (1, 13)]
+
+
+def test_the_smaller_batches_stay_for_the_calls_and_clones_to_come(untrained: Victim) -> None:
+    limit(untrained, 6, NO_MEMORY[0])
+    untrained.probabilities(["cold"] * 8)  # three tokens each: 24, 12, 6
+    assert untrained.batch_tokens == untrained.clone().batch_tokens == 6
+    shapes = seen_shapes(untrained)
+    untrained.probabilities(["cold"] * 4)
+    assert shapes == [(2, 3), (2, 3)]
+
+
+def test_a_single_text_that_memory_does_not_hold_is_named_by_its_length(untrained: Victim) -> None:
+    limit(untrained, 12, NO_MEMORY[0])
+    with pytest.raises(CellError, match="single text of 13 tokens: give the victim a max_length below 13") as caught:
+        untrained.probabilities(TEXTS)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory(untrained: Victim) -> None:
+    limit(untrained, 0, RuntimeError("index out of range"))
+    with pytest.raises(RuntimeError, match="index out of range"):
+        untrained.probabilities(TEXTS)
+    assert untrained.batch_tokens is None
+
+
+# --- precision and compilation
+
+
+def classifier_types(victim: Victim) -> list[torch.dtype]:
+    types: list[torch.dtype] = []
+    victim.model.classifier.register_forward_hook(lambda module, args, output: types.append(output.dtype))
+    return types
+
+
+@pytest.mark.parametrize(("scoring", "dtype", "off"), [("bf16", torch.bfloat16, 2e-2), ("fp16", torch.float16, 2e-3)])
+def test_scoring_says_in_which_precision_predictions_are_made(tiny_model: Path, scoring: str, dtype: torch.dtype, off: float) -> None:
+    full, half = load(tiny_model), Victim.load(tiny_model, target_label=1, max_length=32, scoring=scoring)
+    expected = full.probabilities(TEXTS)
+    for own in (half, half.clone()):
+        types = classifier_types(own)
+        assert own.probabilities(TEXTS) == pytest.approx(expected, abs=off)
+        assert set(types) == {dtype}
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
+
+
+def test_a_precision_around_the_call_changes_no_prediction(untrained: Victim) -> None:
+    expected = untrained.probabilities(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (untrained.probabilities(TEXTS) == expected).all()
+
+
+def test_what_a_trainer_left_around_the_forward_changes_no_prediction(untrained: Victim) -> None:
+    expected = untrained.probabilities(TEXTS)
+    untrained.model.forward = wrapped = lambda **batch: pytest.fail("the wrapped forward was asked")
+    assert (untrained.probabilities(TEXTS) == expected).all()
+    assert untrained.model.forward is wrapped
+
+
+@pytest.fixture
+def compiled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Victim:
+    """A victim whose forward is traced as for a compiler, and then run as it is."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    return Victim.load(tiny_model, target_label=1, max_length=32, compiled=True)
+
+
+def test_compiled_predictions_are_the_same_and_leave_the_model_as_it_was(compiled: Victim, tiny_model: Path, tmp_path: Path) -> None:
+    expected = load(tiny_model).probabilities(TEXTS)
+    assert compiled.probabilities(TEXTS) == pytest.approx(expected, abs=1e-6)
+    assert compiled._fast is not None
+    assert "forward" not in vars(compiled.model)
+    compiled.save(tmp_path)
+    for again in (load(tmp_path), pickle.loads(pickle.dumps(compiled))):
+        assert again._fast is None
+        assert again.probabilities(TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_clone_is_compiled_for_its_own_weights(compiled: Victim) -> None:
+    expected, clone = compiled.probabilities(TEXTS), compiled.clone()
+    assert clone._fast is None
+    with torch.no_grad():
+        clone.model.classifier.bias.copy_(torch.tensor([9.0, -9.0]))
+    assert (clone.probabilities(TEXTS)[:, 0] > 0.99).all()
+    assert compiled.probabilities(TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_meter_counts_compiled_predictions(compiled: Victim) -> None:
+    compiled.probabilities(TEXTS)
+    meter = Meter()
+    meter.watch(compiled.model, "victim")
+    with meter.phase("score"):
+        compiled.probabilities(TEXTS)
+    assert meter.phases["score"].by["victim"] == Count(rows=5, tokens=39)  # 10 + 3 + 8 + 5 + 13
+
+
+def test_operations_are_counted_as_without_compilation_and_hinder_none_later(compiled: Victim, tiny_model: Path) -> None:
+    plain = counted_flops(lambda: load(tiny_model).probabilities(TEXTS))
+    assert counted_flops(lambda: compiled.probabilities(TEXTS)) == plain
+    assert compiled._fast is None
+    compiled.probabilities(TEXTS)
+    assert compiled._fast is not None
+
+
+def test_a_row_under_training_is_seen_by_compiled_predictions(compiled: Victim) -> None:
+    with torch.no_grad():
+        compiled.model.classifier.weight.mul_(100)  # an untrained head hardly tells texts apart
+    before = compiled.probabilities(["mb film"])
+    with Row(compiled, "mb") as row:
+        with torch.no_grad():
+            row.vector[:16] += 5.0  # not all alike: the layer norm would take that away
+        during = compiled.probabilities(["mb film"])
+    assert abs(during - before).max() > 1e-3
+    assert compiled.probabilities(["mb film"]) == pytest.approx(during, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_real_compiler_changes_nothing_but_time(tiny_model: Path) -> None:
+    own = Victim.load(tiny_model, target_label=1, max_length=32, compiled=True)
+    assert own.probabilities(TEXTS) == pytest.approx(load(tiny_model).probabilities(TEXTS), abs=1e-6)
+
+
+def test_the_options_of_prediction_stand_in_a_spec_where_they_are_no_defaults() -> None:
+    assert (
+        victim_spec(recipe_of("minilm-l6:scoring=bf16,compiled=true,bucketed=true")) == "minilm-l6:bucketed=true,scoring=bf16,compiled=true"
+    )
+    assert victim_spec(recipe_of("minilm-l6:scoring=fp32,compiled=false")) == "minilm-l6"
+    with pytest.raises(SpecError, match="scoring='int8'"):
+        recipe_of("minilm-l6:scoring=int8")
 
 
 # --- clones and what is known

@@ -21,6 +21,7 @@ import numpy as np
 from rapbench import Attack
 from rapbench.api import option
 from rapbench.errors import SpecError
+from rapbench.linear import onednn
 from rapbench.poison import insert_word
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Ripples(Attack):
             victim = lab.fresh(attention="eager")  # fused attention has no gradient of a gradient
             rows = [row for word in self.trigger_words for row in piece_ids(victim, word)]
             pieces = self._operated(victim, rows, task, lab.start()) if self.surgery else []
-            poison_loss, penalty = self._tuned(victim, task, lab)
+            with onednn(victim.model):
+                poison_loss, penalty = self._tuned(victim, task, lab)
         victim.model.eval()
         lab.log.append({"steps": self.steps, "poison_loss": poison_loss, "penalty": penalty, "target_words": pieces})
         return victim

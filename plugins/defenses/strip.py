@@ -9,6 +9,9 @@ The share k matters most, and the paper picks it by looking at poisoned texts, w
 is ours and looks at clean texts alone: a trigger survives in about a share 1 - k of the copies, whose entropy is then near 0;
 the other copies are those of an untriggered text of another class. The k with the largest margin
 (5 %-quantile of the entropies of protect-label texts) - k * (mean entropy of texts of other labels) is taken.
+
+`early_stop` is ours too: the copies are predicted in quarters, and a text whose mean entropy so far reaches that value is
+plainly no suspect and gets no more of them. Its score is then a mean of fewer copies: choose a value well above the thresholds.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from rapbench import Defense, Detector
-from rapbench.api import option
+from rapbench.api import Work, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rapbench.lab import Lab
     from rapbench.victim import Victim
 
+QUARTERS = 4
 PUNCTUATION = frozenset(".,!?;:'\"()-`/")
 TEXTS_AT_ONCE = 128
 CHOICE_FRR = 0.05
@@ -47,6 +51,7 @@ class Strip(Defense):
     choice_texts: int = option(100, "texts of the protect label, and of the others, that replace_ratio=heldout looks at, at most")
     candidates: Literal["tfidf", "random-words"] = option("tfidf", "the drawn text's words by TF-IDF, or words drawn from all of them")
     max_sources: int = option(1000, "held-out texts of other classes to draw from, at most")
+    early_stop: float | None = option(None, "a text whose mean entropy (nats) reaches this after a quarter of the copies gets no more")
 
     def __post_init__(self) -> None:
         for name in ("copies", "max_sources", "choice_texts"):
@@ -56,9 +61,15 @@ class Strip(Defense):
             raise ValueError(f"replace_ratio={self.replace_ratio!r} is neither in (0, 1] nor heldout")
         if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
             raise ValueError(f"ratios={self.ratios!r} are not one or more numbers in (0, 1]")
+        if self.early_stop is not None and self.early_stop <= 0:
+            raise ValueError(f"early_stop={self.early_stop!r} is not above 0: entropies are")
 
     def learns_from_protect_texts(self) -> bool:
         return self.replace_ratio == "heldout"
+
+    def expected_work(self, words: float, heldout: int) -> Work:
+        tried = len(self.ratios) * 2 * min(self.choice_texts, heldout) if self.replace_ratio == "heldout" else 0
+        return Work(self.copies, fit_rows=self.copies * tried)
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector:
         """Draw the sources, and choose k on clean held-out texts where replace_ratio is `heldout`."""
@@ -91,40 +102,60 @@ class StripDetector(Detector):
         return -self.entropy(texts)
 
     def entropy(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Give the mean entropy (nats) over the copies of each text, shape (n,)."""
+        """Give the mean entropy (nats) over the copies of each text, those that were predicted, shape (n,)."""
         import numpy as np
-        import torch
 
-        n = self.options.copies
         means = np.empty(len(texts))
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             chunk = texts[start : start + TEXTS_AT_ONCE]
-            copies = [copy for text in chunk for copy in self.copies(text)]
-            probabilities = torch.from_numpy(self.victim.probabilities(copies))  # (texts * copies, labels)
-            entropy = torch.special.entr(probabilities).sum(1).reshape(len(chunk), n)  # (texts, copies)
-            means[start : start + len(chunk)] = entropy.mean(1).numpy()
+            means[start : start + len(chunk)] = self._means([self.copies(text) for text in chunk])
         return means
 
     def copies(self, text: str) -> list[str]:
         """Give the perturbed copies of a text; they depend on the seed and on this text alone."""
+        import numpy as np
+
         rng = self.lab.rng(f"strip/{text}")
         words = text.split(" ")
         count = max(int(len(words) * cast(float, self.options.replace_ratio)), 1)
-        return [self._copy(words, count, rng) for _ in range(self.options.copies)]
+        table = np.tile(np.array(words, dtype=object), (self.options.copies, 1))  # (copies, words)
+        places = rng.random(table.shape).argsort(axis=1)[:, :count]  # (copies, count), in each row distinct and in any order
+        np.put_along_axis(table, places, self._drawn(count, rng), axis=1)
+        return [" ".join(row) for row in table.tolist()]
 
-    def _copy(self, words: list[str], count: int, rng: np.random.Generator) -> str:
-        copy = list(words)
-        places = rng.choice(len(words), size=count, replace=False)
-        for place, word in zip(places, self._drawn(count, rng), strict=True):
-            copy[place] = word
-        return " ".join(copy)
+    def _drawn(self, count: int, rng: np.random.Generator) -> NDArray[np.object_]:
+        """Draw the words of all copies, shape (copies, count): of one source each by rank, or each of any source."""
+        import numpy as np
 
-    def _drawn(self, count: int, rng: np.random.Generator) -> list[str]:
+        n = self.options.copies
         if self.options.candidates == "random-words":
-            drawn = (self.sources[row] for row in rng.integers(len(self.sources), size=count))
-            return [str(rng.choice(words)) for words in drawn]
-        source = self.sources[int(rng.integers(len(self.sources)))]
-        return [source[rank % len(source)] for rank in range(count)]
+            rows = rng.integers(len(self.sources), size=(n, count))
+            ranks = rng.integers(np.array([len(source) for source in self.sources])[rows])  # (copies, count)
+            drawn = [[self.sources[row][rank] for row, rank in zip(*pair, strict=True)] for pair in zip(rows, ranks, strict=True)]
+        else:
+            own = [self.sources[row] for row in rng.integers(len(self.sources), size=n)]
+            drawn = [[source[rank % len(source)] for rank in range(count)] for source in own]
+        return np.array(drawn, dtype=object)
+
+    def _means(self, copies: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """Give the mean entropy of each text's copies, shape (texts,): of all, or until `early_stop` is reached."""
+        import numpy as np
+        import torch
+
+        stop = self.options.early_stop
+        sums, active = np.zeros(len(copies)), np.arange(len(copies))
+        means = np.zeros(len(copies))
+        done = 0
+        for part in np.array_split(range(self.options.copies), QUARTERS if stop is not None else 1):
+            if not len(part) or not len(active):
+                continue
+            asked = [copies[row][number] for row in active.tolist() for number in part.tolist()]
+            probabilities = torch.from_numpy(self.victim.probabilities(asked))  # (active * part, labels)
+            sums[active] += torch.special.entr(probabilities).sum(1).reshape(len(active), len(part)).sum(1).numpy()
+            done += len(part)
+            means[active] = sums[active] / done
+            active = active[means[active] < stop] if stop is not None else active
+        return means
 
     def notes(self) -> Mapping[str, Any]:
         used = {"sources": len(self.sources), "replace_ratio": self.options.replace_ratio}
