@@ -173,6 +173,22 @@ class Purifier(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a defense is expected to compute, for the estimate of a dry run. Rows are as long as the texts.
+
+    `victim_rows`: rows through the victim per scored text, without the gate's own; `lm_words`: words through the language model
+    `lm` (a hub id or folder) per text, each text being read once; `fit_rows`: rows through the victim while fitting;
+    `fit_trained_rows`: further ones, with the gradient of something in the input.
+    """
+
+    victim_rows: float
+    lm_words: float = 0.0
+    lm: str = ""
+    fit_rows: float = 0.0
+    fit_trained_rows: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Defense(ABC):
     """A defense that watches a victim's inputs at run time. It is fitted on clean held-out texts alone."""
@@ -187,6 +203,10 @@ class Defense(ABC):
     def learns_from_protect_texts(self) -> bool:
         """Say whether `fit` looks at held-out texts of the protect label; if not, both protocols share one fit."""
         return True
+
+    def expected_work(self, words: float, heldout: int) -> Work | None:
+        """Give the work on texts of so many words after a fit on so many held-out texts of the protect label; None: unknown."""
+        return None
 
     def prepares(self) -> Mapping[str, Any] | None:
         """Give the options that `prepare` depends on, or None where there is nothing to prepare."""

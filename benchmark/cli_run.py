@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ import typer
 from rapbench.errors import GridError, SpecError
 
 if TYPE_CHECKING:
+    from rapbench.estimate import Estimate
     from rapbench.registry import Registry
     from rapbench.results import Named
     from rapbench.runner.execute import Done
     from rapbench.runner.plan import Asked, Plan
+    from rapbench.stages import Bench as Place
+    from rapbench.stages import Job
 
 FAILED = 1
 STUDIES = {"probe": "ProbeBlock", "theorem": "CheckBlock"}
@@ -39,7 +43,10 @@ Out = Annotated[Path, typer.Option(help="The results folder; the same command ag
 Executor = Annotated[Literal["ray", "serial"], typer.Option(help="Where steps run.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads per step; results depend on it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan: cells, what is cached, what would run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan: cells, what is cached, what would run, about how long.")]
+Tflops = Annotated[
+    float | None, typer.Option(min=1e-6, help="For --dry-run: estimate for one device that sustains so many TFLOP/s; measures nothing.")
+]
 OUT = Path("rapbench-results")
 
 
@@ -53,6 +60,8 @@ class Bench:
     device: str
     dry_run: bool
     as_json: bool
+    tflops: float | None = None
+    """For the estimate of a dry run: what the device is taken to sustain; None: measure this one."""
 
 
 def blocks(grid: str | None, given: dict[str, Any], cls: type[Any], needed: Sequence[str]) -> list[Any]:
@@ -78,7 +87,7 @@ def finished(asked: Sequence[Asked], registry: Registry, bench: Bench) -> list[N
 
     plan, place = planned(asked, registry, bench.out, device=device(bench.device), threads=bench.threads)
     if bench.dry_run:
-        typer.echo(_plan_json(plan, place.store) if bench.as_json else _plan_text(plan, place.store))
+        typer.echo((_plan_json if bench.as_json else _plan_text)(plan, *_estimated(plan, place, registry, bench)))
         return None
     session = Session(plan, place, bench.out, bench.executor)
     with _progress() as (begin, watch):
@@ -148,22 +157,46 @@ def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[Done], None]]
         yield begin, watch
 
 
-def _plan_json(plan: Plan, store: Path) -> str:
+def _estimated(plan: Plan, place: Place, registry: Registry, bench: Bench) -> tuple[Mapping[str, Job], Estimate]:
+    """Give the jobs that would run and what they are expected to take."""
     from rapbench.artifacts import Store
+    from rapbench.estimate import Site, estimate
 
-    missing = plan.missing(Store(store))
-    jobs = [{"stage": job.stage, "label": job.label, "key": key, "cached": key not in missing} for key, job in plan.jobs.items()]
-    return json.dumps({"cells": [{**cell.names, "skip": cell.skip} for cell in plan.cells], "jobs": jobs}, indent=1)
+    missing = plan.missing(Store(place.store))
+    site = Site(Store(place.store), place.device, place.threads, _workers(bench, place.device), bench.tflops)
+    return missing, estimate(plan.jobs, missing, registry, site)
 
 
-def _plan_text(plan: Plan, store: Path) -> str:
+def _workers(bench: Bench, device: str) -> int:
+    """Give how many steps would run at once: one where a device is named by --tflops."""
+    if bench.executor == "serial" or bench.tflops is not None:
+        return 1
+    cores = max(1, (os.cpu_count() or 1) // bench.threads)
+    if not device.startswith("cuda"):
+        return cores
+    import torch
+
+    return max(1, min(cores, torch.cuda.device_count()))
+
+
+def _plan_json(plan: Plan, missing: Mapping[str, Job], estimate: Estimate) -> str:
+    jobs = [
+        {"stage": job.stage, "label": job.label, "key": key, "cached": key not in missing, "seconds": round(estimate.seconds(key), 1)}
+        for key, job in plan.jobs.items()
+    ]
+    cells = [{**cell.names, "skip": cell.skip} for cell in plan.cells]
+    return json.dumps({"cells": cells, "jobs": jobs, "estimate": estimate.plain()}, indent=1)
+
+
+def _plan_text(plan: Plan, missing: Mapping[str, Job], estimate: Estimate) -> str:
     from tabulate import tabulate
 
-    from rapbench.artifacts import Store
+    from rapbench.estimate import duration
 
-    missing = plan.missing(Store(store))
-    rows = [[job.stage, job.label, "would run" if key in missing else "not needed or cached"] for key, job in plan.jobs.items()]
+    about = {key: duration(seconds) if (seconds := estimate.seconds(key)) else "" for key in plan.jobs}
+    rows = [[job.stage, job.label, "would run" if key in missing else "not needed or cached", about[key]] for key, job in plan.jobs.items()]
     skipped = [f"skipped: {cell.names['attack']} {cell.names.get('defense', '')}".rstrip() + f": {cell.skip}" for cell in plan.skipped]
     refused = sorted({f"would fail: {reason}" for _, reason in plan.refused})
     head = f"{len(plan.cells)} cells ({len(plan.skipped)} skipped), {len(plan.jobs)} steps, {len(missing)} would run"
-    return "\n".join([tabulate(rows, ["step", "of", "state"]), "", head, *dict.fromkeys(skipped), *refused])
+    table = tabulate(rows, ["step", "of", "state", "about"], disable_numparse=True)
+    return "\n".join([table, "", head, *estimate.lines(), *dict.fromkeys(skipped), *refused])

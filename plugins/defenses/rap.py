@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from rapbench import Defense, Detector
-from rapbench.api import option
+from rapbench.api import Work, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,12 @@ class Rap(Defense):
             dropout=(not steady) if self.dropout is None else self.dropout,
             epochs=self.epochs or (4 if steady else 5),
         )
+
+    def expected_work(self, words: float, heldout: int) -> Work:
+        """Give the work of one try: retries are not foreseen. Without dropout the predictions before are the gate's."""
+        own = self.settled()
+        passes = cast(int, own.epochs) * heldout
+        return Work(1, fit_rows=heldout + (passes if own.dropout else 0), fit_trained_rows=passes)
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector:
         """Construct the row; while its threshold is not above 0, try again as `tries` says; keep the best try."""
