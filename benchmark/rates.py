@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,10 +27,7 @@ class Rate:
         """Give the Wilson score interval of the share."""
         if not self.n:
             return None
-        from scipy.stats import binomtest
-
-        low, high = binomtest(self.hits, self.n).proportion_ci(confidence, method="wilson")
-        return float(low), float(high)
+        return _wilson(self.hits, self.n, confidence)
 
 
 def rejected(suspicion: Floats, at: float) -> Rate:
@@ -98,3 +96,11 @@ def mcnemar(one: Mask, other: Mask) -> tuple[int, int, float]:
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Give mean and sample standard deviation (n - 1) over seeds; of a single value the deviation is not a number."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+@lru_cache(maxsize=4096)
+def _wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)

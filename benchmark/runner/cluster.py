@@ -7,8 +7,11 @@ endless. Tasks return their key only; everything else is in the store.
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
+from rapbench.kept import Kept
+from rapbench.registry import Registry, discover
 from rapbench.runner.execute import Done, Failure, attempt
 from rapbench.stages import Bench, Job
 
@@ -44,7 +47,7 @@ class RayExecutor:
             object_store_memory=100 * 2**20,
         )
         needs: dict[str, Any] = {"num_cpus": bench.threads, "num_gpus": 1 if bench.device.startswith("cuda") else 0}
-        self._remote = ray.remote(max_retries=0, **needs)(attempt)
+        self._remote = ray.remote(max_retries=0, **needs)(_attempt)
         self._running: dict[Any, tuple[Job, int]] = {}
 
     def submit(self, job: Job) -> None:
@@ -75,3 +78,13 @@ class RayExecutor:
     def _start(self, job: Job, tries: int) -> None:
         ref = self._remote.options(name=f"{job.stage} {job.label}").remote(job, self.bench)
         self._running[ref] = (job, tries)
+
+
+def _attempt(job: Job, bench: Bench) -> tuple[Failure | None, float]:
+    return attempt(job, bench, *_kept())
+
+
+@cache
+def _kept() -> tuple[Registry, Kept]:
+    """Give what this worker keeps: it serves one run, and Ray hands a task nothing that its worker made before."""
+    return discover(), Kept()

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from rapbench import stages
 from rapbench.errors import RapbenchError
+from rapbench.kept import Kept
+from rapbench.registry import Registry, discover
 from rapbench.stages import Bench, Job
 
 
@@ -50,7 +52,7 @@ class SerialExecutor:
     """One job after the other in this process: for debugging and for small runs."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+        self.bench, self._registry, self._kept = bench, discover(), Kept()
         self._queue: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -58,18 +60,18 @@ class SerialExecutor:
 
     def next(self) -> Done:
         job = self._queue.pop(0)
-        return Done(job, *attempt(job, self.bench))
+        return Done(job, *attempt(job, self.bench, self._registry, self._kept))
 
     def close(self) -> None:
         self._queue.clear()
 
 
-def attempt(job: Job, bench: Bench) -> tuple[Failure | None, float]:
+def attempt(job: Job, bench: Bench, registry: Registry, kept: Kept) -> tuple[Failure | None, float]:
     """Run a job in this process; give what went wrong, whatever it was, and the seconds: no plugin may stop the run."""
     started = time.perf_counter()
     failure = None
     try:
-        stages.run(job, bench)
+        stages.run(job, bench, registry, kept)
     except RapbenchError as error:
         failure = Failure(f"{job.stage} {job.label}: {error}")
     except Exception as error:

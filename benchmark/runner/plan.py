@@ -40,12 +40,12 @@ LIBRARIES = {
 MODULES = {
     "data": ("data.py",),
     "poison": ("poison.py",),
-    "victim": ("victim.py", "lab.py", "rows.py", "rates.py"),
-    "finetune": ("victim.py", "lab.py", "rates.py"),
-    "predict": ("victim.py",),
+    "victim": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py"),
+    "finetune": ("victim.py", "linear.py", "lab.py", "rates.py"),
+    "predict": ("victim.py", "linear.py"),
     "prepare": ("lab.py",),
-    "score": ("victim.py", "lab.py", "rows.py", "protocol.py", "cost.py"),
-    "probe": ("victim.py", "probe.py", "corpus.py"),
+    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "protocol.py", "cost.py"),
+    "probe": ("victim.py", "linear.py", "probe.py", "corpus.py"),
     "theorem": ("victim.py", "theorem.py", "checks.py"),
 }
 """The files of the core that a step runs, by step."""
@@ -55,7 +55,7 @@ HELPERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
     "predict": (stages._finite,),
     "probe": (stages._finite,),
     "theorem": (stages._drawn,),
-    "score": (stages._gated, stages._scored, stages._calibrating, stages._kept, stages._checked_scores, stages._cost),
+    "score": (stages._gated, stages._scored, stages._calibrating, stages._kept, stages._checked_scores, stages._dtype),
 }
 """The private functions of `stages` that a step runs, by step."""
 
@@ -97,9 +97,13 @@ class Plan:
 
     def missing(self, store: Store) -> dict[str, Job]:
         """Give the jobs that have to run: those that a missing or corrupted result needs."""
+        return self.upstream(store, [key for group in self.groups for key in _results(group)])
+
+    def upstream(self, store: Store, wanted: Iterable[str]) -> dict[str, Job]:
+        """Give the jobs that have to run for these artifacts to be there, themselves included."""
         found: dict[str, bool] = {}
         needed: dict[str, Job] = {}
-        wanted = [key for group in self.groups for key in _results(group)]
+        wanted = list(wanted)
         while wanted:
             key = wanted.pop()
             if key in found:
