@@ -91,6 +91,10 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
             return False
 
+    def provenance(self, key: str) -> dict[str, Any]:
+        """Give what a published artifact was made from, by what, and in how many seconds."""
+        return dict(self._manifest(key)["provenance"])
+
     def set_aside(self, key: str) -> Path:
         """Move a corrupted artifact out of the way, for its owner to look at; nothing is deleted."""
         away = self.root / "set-aside" / f"{key}-{uuid.uuid4().hex[:8]}"

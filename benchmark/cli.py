@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench import cli_paper, cli_run
+from rapbench import cli_bench, cli_cost, cli_paper, cli_run
 from rapbench.cli_run import Json
 from rapbench.errors import RapbenchError, SpecError
 
@@ -68,6 +68,7 @@ def run(
     threads: cli_run.Threads = 1,
     device: cli_run.Device = "auto",
     dry_run: cli_run.DryRun = False,
+    tflops: cli_run.Tflops = None,
     as_json: cli_run.Json = False,
 ) -> None:
     """Compute every cell of a grid: plant, defend, report."""
@@ -88,7 +89,7 @@ def run(
     cells = cells_of(cli_run.blocks(grid, given, Block, ("datasets", "attacks", "defenses")), registry)
     from rapbench.report.tables import render
 
-    records = cli_run.finished(cells, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json))
+    records = cli_run.finished(cells, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json, tflops))
     if records is not None:
         typer.echo(render(cast("list[Record]", records), "json" if as_json else "github"))
         cli_run.end(records)
@@ -135,6 +136,8 @@ app.command()(cli_paper.probe)
 app.command()(cli_paper.theorem)
 app.command()(cli_paper.report)
 app.command()(cli_paper.compare)
+app.command()(cli_cost.cost)
+app.command()(cli_bench.bench)
 
 
 def _with_default_grid(arguments: Sequence[str]) -> list[str]:

@@ -1,16 +1,36 @@
-"""What a defense costs, counted from outside: forward rows and tokens by forward pre-hooks, and wall time."""
+"""What a defense costs, measured from outside: forward rows and tokens, FLOPs, wall time, memory.
+
+Rows and tokens are counted by forward pre-hooks in the phases fit, calibration (held-out texts) and inference (all others).
+Texts are scored in batches of similar length; the clock runs around each batch, and around the undefended prediction of some of them,
+so that every run gives its own ratio and its cost by length. FLOPs slow a pass down: they are counted on a few texts apart, before any
+timing, which warms up as well.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
+
+BATCH_CPU, BATCH_ACCELERATOR = 32, 512
+PLAIN_BATCHES = 8
+"""Batches of texts, at most, on which the undefended prediction is timed beside the defense."""
+FLOP_TEXTS = 6
+LENGTHS = (15, 30, 60, 120, 240, 480)
+"""Upper ends, in words, of the classes that a cost by length is told for."""
 
 
 @dataclass
@@ -30,7 +50,7 @@ class Phase:
 
 
 class Meter:
-    """Counts what watched models compute. Several phases (fit, score) are kept apart by name."""
+    """Counts what watched models compute. Several phases (fit, inference) are kept apart by name."""
 
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = defaultdict(Phase)
@@ -64,6 +84,354 @@ class Meter:
             given = (kwargs.get("input_ids"), *args[:1], kwargs.get("inputs_embeds"))
             ids = next(value for value in given if value is not None)
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-            self.add(who, rows=len(ids), tokens=int(mask.sum()) if mask is not None else ids.shape[0] * ids.shape[1])
+            if mask is None or mask.shape != ids.shape[:2]:  # a mask of four dimensions says who sees whom
+                self.add(who, rows=len(ids), tokens=ids.shape[0] * ids.shape[1])
+            else:
+                self.add(who, rows=len(ids), tokens=int(mask.sum()))
 
         return count
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of batches."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self | None:
+        """Give the spread, rounded to six decimals; None of no values."""
+        if not values:
+            return None
+        low, median, high = np.percentile(np.asarray(values, dtype=np.float64), [25, 50, 75]).tolist()
+        return cls(round(median, 6), round(low, 6), round(high, 6))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A batch of texts of similar length. Seconds per text; `plain_s`: of the undefended prediction, None where it was not timed."""
+
+    words: float
+    texts: int
+    defense_s: float
+    plain_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a defense costs on a victim. Rows, tokens, FLOPs and times are per input that passed the gate, its own prediction included.
+
+    `helper_*`: other models, by name; `fit_*`: totals; None: not measured here.
+    """
+
+    inputs: int
+    fit_s: float
+    fit_rows: Mapping[str, int] = field(default_factory=dict)
+    calibration_rows: Mapping[str, int] = field(default_factory=dict)
+    victim_rows_per_input: float
+    victim_tokens_per_input: float
+    helper_rows_per_input: Mapping[str, float] = field(default_factory=dict)
+    helper_tokens_per_input: Mapping[str, float] = field(default_factory=dict)
+    flops_per_input: float | None = None
+    plain_flops_per_input: float | None = None
+    ms_per_input: Spread | None = None
+    plain_ms_per_input: Spread | None = None
+    ratio: float | None = None
+    """Median, over the batches where both were timed, of the time with the defense over that of the undefended prediction."""
+    samples_ms: tuple[float, ...] = ()
+    """The batches behind `ms_per_input`."""
+    by_length: tuple[Timed, ...] = ()
+    fit_peak_mib: float | None = None
+    """Highest memory while fitting: of the device's allocator, or of the whole process on a CPU (Linux)."""
+    peak_mib: float | None = None
+    """The same while scoring."""
+    start_mib: float | None = None
+    """What was in use before the fit."""
+    repaired: tuple[float, ...] = ()
+    """Of a purifier: the share of inputs whose repaired form differs, so that it is predicted again, by level."""
+    seconds: float = 0.0
+    """Of fit, calibration and inference together, without the measuring itself."""
+    device: str = "cpu"
+    device_name: str = ""
+    dtype: str = "float32"
+    threads: int = 1
+    load: float = 0.0
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Give the cost of its plain JSON form."""
+        spreads = {name: Spread(**content[name]) for name in ("ms_per_input", "plain_ms_per_input") if content.get(name)}
+        timed = tuple(Timed(**one) for one in content.get("by_length", ()))
+        numbers = {name: tuple(content.get(name, ())) for name in ("samples_ms", "repaired")}
+        return cls(**{**content, **spreads, **numbers, "by_length": timed})
+
+    def at_level(self, level: int) -> Self:
+        """Give the cost of a purifier at one of its levels: that share of the inputs is predicted once more."""
+        if not self.repaired:
+            return self
+        share, plain = self.repaired[level], self.plain_ms_per_input
+        more_ms = share * plain.median if plain else 0.0
+        ms = self.ms_per_input
+        return replace(
+            self,
+            repaired=(share,),
+            victim_rows_per_input=self.victim_rows_per_input + share,
+            victim_tokens_per_input=self.victim_tokens_per_input * (1 + share),
+            flops_per_input=None if self.flops_per_input is None else self.flops_per_input + share * (self.plain_flops_per_input or 0.0),
+            ms_per_input=ms and Spread(*(round(value + more_ms, 6) for value in (ms.median, ms.low, ms.high))),
+            ratio=None if self.ratio is None else self.ratio + share,
+            samples_ms=tuple(round(value + more_ms, 6) for value in self.samples_ms),
+            by_length=tuple(replace(one, defense_s=one.defense_s + share * (one.plain_s or 0.0)) for one in self.by_length),
+        )
+
+
+class Gauge:
+    """Measures one fitted defense. `plain` predicts texts without any defense; on `flop_texts` inputs FLOPs are counted.
+
+    `facts`: what is known of this undefended victim; its prediction is the same for every defense, and counted once.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        device: str,
+        plain: Callable[[Sequence[str]], object],
+        *,
+        flop_texts: int = 0,
+        facts: dict[Hashable, float] | None = None,
+    ) -> None:
+        self.meter, self.device, self.plain, self.flop_texts = meter, device, plain, flop_texts
+        self.facts = {} if facts is None else facts
+        self.inputs = 0
+        self.timed: list[Timed] = []
+        self.flops: tuple[float, float] | None = None
+        """Of the defense's own work, and of the undefended prediction, per text."""
+        self.repairs: list[tuple[int, NDArray[np.float64]]] = []
+        """Texts of a population, and the share of them that each level changes."""
+        self.start_mib = reset_memory(device)
+        self.fit_peak_mib: float | None = None
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Measure the fit."""
+        with self.meter.phase("fit"):
+            yield
+            synchronise(self.device)
+        self.fit_peak_mib = peak_memory(self.device)
+
+    def scored(self, phase: str, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Give the scores of the texts, shape (n,), taken batch by batch; of some the undefended prediction is timed as well."""
+        scores, left = np.empty(len(texts), dtype=np.float64), np.arange(len(texts))
+        if phase == "inference":
+            self.inputs += len(texts)
+            if self.flops is None and self.flop_texts and len(texts):
+                apart = spread_by_length(texts, self.flop_texts)
+                scores[apart] = self._with_flops([texts[row] for row in apart.tolist()], run)
+                left = np.setdiff1d(left, apart)
+        batches = by_length([texts[row] for row in left.tolist()], BATCH_CPU if self.device == "cpu" else BATCH_ACCELERATOR)
+        every = max(1, -(-len(batches) // PLAIN_BATCHES))
+        for number, rows in enumerate(left[batch] for batch in batches):
+            own = [texts[row] for row in rows.tolist()]
+            with self.meter.phase(phase):
+                scores[rows], defense_s = self._clocked(run, own)
+            plain_s = None
+            if phase == "inference" and number % every == 0:
+                with self.meter.phase("plain"):
+                    plain_s = self._clocked(self.plain, own)[1] / len(own)
+            if phase == "inference":
+                self.timed.append(Timed(statistics.mean(len(text.split()) for text in own), len(own), defense_s / len(own), plain_s))
+        return scores
+
+    def purified(
+        self, phase: str, texts: Sequence[str], levels: Sequence[float], purify: Callable[[Sequence[str], float], list[str]]
+    ) -> list[list[str]]:
+        """Give the repaired texts of each level."""
+        with self.meter.phase("repair"):
+            found = [purify(texts, level) for level in levels]
+        if phase == "inference" and texts:
+            shares = [sum(new != old for new, old in zip(own, texts, strict=False)) / len(texts) for own in found]
+            self.repairs.append((len(texts), np.asarray(shares)))
+        return found
+
+    def cost(self, dtype: str = "float32") -> Cost:
+        """Give what was measured so far."""
+        fit, held, run, repair = (self.meter.phases[name] for name in ("fit", "calibration", "inference", "repair"))
+        per = 1 / self.inputs if self.inputs else 0.0
+        helpers = sorted((set(run.by) | set(held.by)) - {"victim"})
+        plain = self.meter.phases["plain"].by["victim"]
+        plain_tokens = plain.tokens / plain.rows if plain.rows else 0.0
+        return Cost(
+            inputs=self.inputs,
+            fit_s=round(fit.seconds, 4),
+            fit_rows={who: count.rows for who, count in sorted(fit.by.items())},
+            calibration_rows={who: count.rows for who, count in sorted(held.by.items())},
+            victim_rows_per_input=1 + run.by["victim"].rows * per,
+            victim_tokens_per_input=plain_tokens + run.by["victim"].tokens * per,
+            helper_rows_per_input={who: run.by[who].rows * per for who in helpers},
+            helper_tokens_per_input={who: run.by[who].tokens * per for who in helpers},
+            flops_per_input=None if self.flops is None else sum(self.flops),
+            plain_flops_per_input=None if self.flops is None else self.flops[1],
+            **self._times(),
+            fit_peak_mib=self.fit_peak_mib,
+            peak_mib=peak_memory(self.device),
+            start_mib=self.start_mib,
+            seconds=round(fit.seconds + held.seconds + run.seconds + repair.seconds, 4),
+            device=self.device,
+            device_name=_device_name(self.device),
+            dtype=dtype,
+            threads=_threads(),
+            load=round(os.getloadavg()[0], 2),
+        )
+
+    def _with_flops(self, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Give the scores of these texts, and count the FLOPs of `run` and of the undefended prediction: both are warmed up by it."""
+        scores: list[NDArray[np.float64]] = []
+        with self.meter.phase("inference"):
+            own = counted_flops(lambda: scores.append(run(texts)))
+        key = ("flops", *texts)
+        if key not in self.facts:
+            with self.meter.phase("flops"):
+                self.facts[key] = counted_flops(lambda: self.plain(texts))
+        self.flops = own / len(texts), self.facts[key] / len(texts)
+        reset_memory(self.device)
+        return scores[0]
+
+    def _times(self) -> dict[str, Any]:
+        texts, repaired = self.inputs, np.empty(0)
+        if self.repairs:
+            repaired = np.average([shares for _, shares in self.repairs], axis=0, weights=[n for n, _ in self.repairs])  # (levels,)
+        # of a purifier: the time to make the repaired text; levels are tried that one would do without
+        own = self.meter.phases["repair"].seconds / (texts * len(repaired)) if texts and len(repaired) else 0.0
+        timed = [replace(one, defense_s=one.defense_s + own) for one in self.timed]
+        both = [(one.plain_s, one.plain_s + one.defense_s) for one in timed if one.plain_s]
+        samples = [round(1000 * defended, 6) for _, defended in both]
+        return {
+            "ms_per_input": Spread.of(samples),
+            "samples_ms": tuple(samples),
+            "plain_ms_per_input": Spread.of([1000 * plain for plain, _ in both]),
+            "ratio": round(statistics.median(defended / plain for plain, defended in both), 6) if both else None,
+            "by_length": classes(timed),
+            "repaired": tuple(round(float(share), 6) for share in repaired),
+        }
+
+    def _clocked(self, run: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> tuple[Any, float]:
+        synchronise(self.device)
+        started = time.perf_counter()
+        found = run(texts)
+        synchronise(self.device)
+        return found, time.perf_counter() - started
+
+
+def by_length(texts: Sequence[str], size: int) -> list[NDArray[np.int64]]:
+    """Give the rows of the texts in batches of at most `size`, sorted by number of words."""
+    order = np.argsort([len(text.split()) for text in texts], kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def spread_by_length(texts: Sequence[str], most: int) -> NDArray[np.int64]:
+    """Give the rows of at most so many of the texts, one or more, evenly over their lengths."""
+    order: NDArray[np.int64] = np.argsort([len(text.split()) for text in texts], kind="stable")
+    chosen: NDArray[np.int64] = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    return chosen
+
+
+def classes(timed: Sequence[Timed]) -> tuple[Timed, ...]:
+    """Give one entry per class of length: the means over its texts."""
+    groups: dict[int, list[Timed]] = defaultdict(list)
+    for one in timed:
+        groups[next((place for place, end in enumerate(LENGTHS) if one.words <= end), len(LENGTHS))].append(one)
+    return tuple(pooled(own) for _, own in sorted(groups.items()))
+
+
+def pooled(own: Sequence[Timed]) -> Timed:
+    """Give the means over the texts of several batches, one or more."""
+    texts = sum(one.texts for one in own)
+    plain = [(one.plain_s, one.texts) for one in own if one.plain_s is not None]
+    return Timed(
+        round(sum(one.words * one.texts for one in own) / texts, 2),
+        texts,
+        round(sum(one.defense_s * one.texts for one in own) / texts, 8),
+        round(sum(seconds * n for seconds, n in plain) / sum(n for _, n in plain), 8) if plain else None,
+    )
+
+
+def published(by: Mapping[str, float]) -> float:
+    """Sum what the published algorithms count; what a faster one really computed stands beside it, as NAME_computed."""
+    return sum(value for name, value in by.items() if not name.endswith("_computed"))
+
+
+def counted_flops(run: Callable[[], object]) -> float:
+    """Give the floating-point operations of the torch work in `run`, padding included; a multiplication and an addition are two."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    # torch has no formula for the kernel that attention takes on a CPU (pytorch issue 195460)
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        import torch
+
+        torch.mps.synchronize()
+
+
+def reset_memory(device: str) -> float | None:
+    """Begin a new measurement of the peak; give what is in use now, in MiB."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return round(torch.cuda.memory_allocated(device) / 2**20, 1)
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    return None
+
+
+def peak_memory(device: str) -> float | None:
+    """Give the highest memory since `reset_memory`, in MiB: of the device's allocator, or of this process on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    with suppress(OSError):
+        return _status("VmHWM")
+    return None
+
+
+def _status(name: str) -> float | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return None
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()

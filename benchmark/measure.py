@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rapbench import protocol, rates
 from rapbench.artifacts import Store
+from rapbench.cost import Cost
 from rapbench.errors import CellError
 from rapbench.grid import Cell
 from rapbench.protocol import Mask
@@ -144,7 +147,7 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         intervals=intervals,
         warnings=_warnings(cell, verdicts, counted["frr_heldout"].n),
         verdicts={name: pack(verdicts.rejected[name]) for name in ("test", "poisoned")},
-        cost=about["cost"],
+        cost=_cost(about["cost"], scores, verdicts),
         notes=about["notes"][cell.protocol],
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
@@ -159,6 +162,14 @@ def _on_other_victims(cell: Cell, keys: Mapping[str, str], store: Store) -> dict
             probabilities = _arrays(store, keys[role], "predictions.npz")["first100_probabilities"]
             told[name] = rates.attack_success(probabilities, cell.dataset.target_label)
     return told
+
+
+def _cost(measured: Mapping[str, Any], scores: Arrays, verdicts: Verdicts) -> Cost:
+    """Give the cost of the defense; of a purifier, at the level that the verdicts come from, if any."""
+    cost = Cost.of(measured)
+    if "levels" not in scores or not (scores["levels"] == verdicts.at).any():
+        return cost
+    return cost.at_level(int(np.argmax(scores["levels"] == verdicts.at)))
 
 
 def _rejected_rows(verdicts: Verdicts, clean: Arrays, protect: int) -> Mask:
@@ -224,5 +235,11 @@ def _scores(store: Store, key: str, by: str) -> Arrays:
 
 
 def _arrays(store: Store, key: str, name: str) -> Arrays:
-    with np.load(store.folder(key) / name, allow_pickle=False) as arrays:
+    return _loaded(store.folder(key) / name)
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path) -> Arrays:
+    """Give the arrays of a published file, which never changes: cells next to each other read the same ones."""
+    with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -15,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench.artifacts import content_key, write_atomically
+from rapbench.cost import Cost
 from rapbench.errors import StoreError
 
 SCHEMA = 2
+WRITERS = 8
+"""Files on their way to the disk at once: it takes several in one go, and one by one each waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,8 @@ class Record(Named):
     warnings: tuple[str, ...] = ()
     verdicts: Mapping[str, str] = field(default_factory=dict)
     """Which texts were rejected, by population (test, poisoned): `pack`ed bits, for paired comparisons."""
-    cost: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost | None = None
+    """At this cell's level, where the defense is a purifier."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     trigger: str | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
@@ -123,7 +128,8 @@ class Record(Named):
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:
         intervals = {rate: ends and (ends[0], ends[1]) for rate, ends in content.get("intervals", {}).items()}
-        return cls(**{**content, "intervals": intervals, "warnings": tuple(content.get("warnings", ()))})
+        cost = Cost.of(content["cost"]) if content.get("cost") else None
+        return cls(**{**content, "intervals": intervals, "warnings": tuple(content.get("warnings", ())), "cost": cost})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +157,15 @@ F = TypeVar("F", bound=Named)
 
 def write(filed: Iterable[Named], out: Path) -> None:
     """Write each to its own file of the results folder; what is there already with the same content is left alone."""
-    for one in filed:
-        folder = out / one.FOLDER
+    texts = {out / one.FOLDER / one.file_name: json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False) for one in filed}
+    for folder in {path.parent for path in texts}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror}; choose another --out") from None
-        path, text = folder / one.file_name, json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False)
-        if not (path.is_file() and path.read_bytes() == text.encode()):
-            write_atomically(path, text)
+    changed = [path for path, text in texts.items() if not (path.is_file() and path.read_bytes() == text.encode())]
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(lambda path: write_atomically(path, texts[path]), changed))
 
 
 def read(out: Path) -> list[Record]:

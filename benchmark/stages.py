@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from rapbench import data as data_rules
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
 from rapbench.artifacts import Store
-from rapbench.cost import Meter
+from rapbench.cost import FLOP_TEXTS, Gauge, Meter
 from rapbench.errors import CellError, PluginError
+from rapbench.kept import Kept
 from rapbench.lab import Lab, rng
 from rapbench.poison import FIRST, poisoned_rows, trigger_ends, triggered_rows
 from rapbench.probe import Material, probe_texts
@@ -63,6 +64,7 @@ class Step:
     store: Store
     folder: Path
     registry: Registry
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def seed(self) -> int:
@@ -81,8 +83,11 @@ class Step:
         return load_from_disk(str(self.input(role) / split))
 
     def labelled(self, role: str, split: str) -> Labelled:
-        rows = self.rows(role, split)
-        return Labelled(list(rows["text"]), np.asarray(rows["label"], dtype=np.int64))
+        def read() -> Labelled:
+            rows = self.rows(role, split)
+            return Labelled(list(rows["text"]), np.asarray(rows["label"], dtype=np.int64))
+
+        return self.kept.split((self.job.inputs[role], split), read)
 
     def about(self, role: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads((self.input(role) / "about.json").read_text()))
@@ -91,13 +96,16 @@ class Step:
         (self.folder / "about.json").write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
 
 
-def run(job: Job, bench: Bench) -> str:
-    """Do one step in this process and give its key; the artifact is published, or nothing is."""
+def run(job: Job, bench: Bench, registry: Registry | None = None, kept: Kept | None = None) -> str:
+    """Do one step in this process and give its key; the artifact is published, or nothing is.
+
+    `registry`, `kept`: what the process keeps for its next steps; without them, all is found and read anew.
+    """
     _settle(bench)
     store = Store(bench.store)
     provenance = {"stage": job.stage, "spec": dict(job.spec), "inputs": dict(job.inputs), "made_by": _made_by(bench)}
     with store.attempt(job.key, provenance) as folder:
-        STAGES[job.stage](Step(job, bench, store, folder, discover()))
+        STAGES[job.stage](Step(job, bench, store, folder, registry or discover(), kept or Kept()))
     return job.key
 
 
@@ -192,20 +200,21 @@ def score(step: Step) -> None:
     guarded = _load_victim(step, "victim")
     lab.meter.watch(guarded.model, "victim")
     texts, calibrates = _gated(step, guarded, lab)
-    with lab.meter.phase("fit"):
+    gauge = Gauge(lab.meter, lab.device, guarded.probabilities, flop_texts=FLOP_TEXTS, facts=step.kept.facts)
+    with gauge.fitting():
         fitted = defense.fit(guarded, lab.heldout, lab)
-    paper = _scored(fitted, texts, guarded, lab, defense.name)
+    paper = _scored(fitted, texts, guarded, gauge, defense.name)
+    cost = gauge.cost(_dtype(step))
     strictly, strict = fitted, {name: _calibrating(name, own, calibrates[1]) for name, own in paper.items()}
     if defense.learns_from_protect_texts():
         built = replace(lab, heldout=lab.heldout.where(~calibrates[0]), meter=Meter())
         strictly = defense.fit(guarded, built.heldout, built)
         halved = {**texts, "heldout": [text for text, own in zip(texts["heldout"], calibrates[1], strict=True) if own]}
-        strict = _scored(strictly, halved, guarded, built, defense.name)
+        strict = _scored(strictly, halved, guarded, Gauge(built.meter, built.device, guarded.probabilities), defense.name)
     arrays = {f"{protocol}_{name}": own for protocol, part in (("paper", paper), ("strict", strict)) for name, own in part.items()}
     np.savez(step.folder / "scores.npz", **arrays)  # type: ignore[arg-type]
-    inputs = sum(len(own) for own in texts.values())
     notes = {"paper": dict(fitted.notes()), "strict": dict(strictly.notes())}
-    step.write_about({"notes": notes, "cost": _cost(lab.meter, inputs, len(paper.get("levels", ())))})
+    step.write_about({"notes": notes, "cost": asdict(cost)})
 
 
 def probe(step: Step) -> None:
@@ -292,13 +301,19 @@ def _lab(step: Step) -> Lab:
 
 
 def _load_victim(step: Step, role: str) -> Victim:
-    spec = step.job.spec
-    return Victim.load(
-        step.input(role),
-        target_label=int(spec["target_label"]),
-        max_length=int(spec["recipe"]["max_length"]),
-        device=step.bench.device,
-    )
+    spec, recipe = step.job.spec, Recipe(**step.job.spec["recipe"])
+
+    def load() -> Victim:
+        return Victim.load(
+            step.input(role),
+            target_label=int(spec["target_label"]),
+            max_length=recipe.max_length,
+            scoring=recipe.scoring,
+            compiled=recipe.compiled,
+        )
+
+    read_as = json.dumps([spec["recipe"], spec["target_label"]], sort_keys=True)
+    return step.kept.victim((step.job.inputs[role], read_as), load, step.bench.device)
 
 
 def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
@@ -325,17 +340,16 @@ def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]],
 
 
 def _scored(
-    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, lab: Lab, name: str
+    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, gauge: Gauge, name: str
 ) -> dict[str, NDArray[Any]]:
     """Give the suspicion of each population and, of a purifier, its levels and which texts keep the protect label at each."""
     arrays: dict[str, NDArray[Any]] = {}
     for split, own in texts.items():
-        with lab.meter.phase("score"):
-            arrays[f"{split}_suspicion"] = _checked_scores(fitted.suspicion(own), len(own), name)
+        phase = "calibration" if split == "heldout" else "inference"
+        arrays[f"{split}_suspicion"] = gauge.scored(phase, own, lambda some: _checked_scores(fitted.suspicion(some), len(some), name))
         if isinstance(fitted, Purifier):
             arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
-            with lab.meter.phase("repair"):
-                arrays[f"{split}_kept"] = _kept(fitted, arrays["levels"], own, guarded)
+            arrays[f"{split}_kept"] = _kept(gauge.purified(phase, own, arrays["levels"].tolist(), fitted.purify), own, guarded)
     return arrays
 
 
@@ -344,16 +358,14 @@ def _calibrating(name: str, array: NDArray[Any], mask: NDArray[np.bool_]) -> NDA
     return array[..., mask] if name.startswith("heldout") else array
 
 
-def _kept(purifier: Purifier, levels: NDArray[np.float64], texts: Sequence[str], guarded: Victim) -> NDArray[np.bool_]:
+def _kept(repaired: Sequence[Sequence[str]], texts: Sequence[str], guarded: Victim) -> NDArray[np.bool_]:
     """Tell per level and text, shape (levels, n), whether the repaired text is still predicted as the protect label."""
-    kept = np.ones((len(levels), len(texts)), dtype=np.bool_)
-    for row, level in enumerate(levels):
-        repaired = purifier.purify(texts, float(level))
-        if len(repaired) != len(texts) or not all(text.strip() for text in repaired):
+    for own in repaired:
+        if len(own) != len(texts) or not all(text.strip() for text in own):
             raise PluginError("a purifier must give one text, not empty, for each text")
-        if repaired:
-            kept[row] = predicted(guarded.undefended(repaired)) == guarded.target_label
-    return kept
+    together = [text for own in repaired for text in own]  # in one stream of batches; a text that is there twice is predicted once
+    kept: NDArray[np.bool_] = predicted(guarded.undefended(together)) == guarded.target_label
+    return kept.reshape(len(repaired), len(texts))
 
 
 def _drawn(texts: Sequence[str], most: int, generator: np.random.Generator) -> list[str]:
@@ -375,19 +387,5 @@ def _checked_scores(scores: Any, n: int, name: str) -> NDArray[np.float64]:
     return array
 
 
-def _cost(meter: Meter, inputs: int, levels: int) -> dict[str, Any]:
-    """Give the cost of the fit, and per text that passed the gate; the gate's own prediction is the first victim row."""
-    fit, scoring, repair = meter.phases["fit"], meter.phases["score"], meter.phases["repair"]
-    per_input = 1 / inputs if inputs else 0.0
-    one_level = per_input / levels if levels else 0.0
-    helpers = sorted((set(fit.by) | set(scoring.by)) - {"victim"})
-    return {
-        "inputs": inputs,
-        "fit_s": round(fit.seconds, 4),
-        "fit_rows": {who: count.rows for who, count in sorted(fit.by.items())},
-        "score_ms_per_input": round(1000 * (scoring.seconds * per_input + repair.seconds * one_level), 4),
-        "victim_rows_per_input": 1 + scoring.by["victim"].rows * per_input + repair.by["victim"].rows * one_level,
-        "victim_tokens_per_input": scoring.by["victim"].tokens * per_input + repair.by["victim"].tokens * one_level,
-        "helper_rows_per_input": {who: scoring.by[who].rows * per_input for who in helpers},
-        "helper_tokens_per_input": {who: scoring.by[who].tokens * per_input for who in helpers},
-    }
+def _dtype(step: Step) -> str:
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[step.job.spec["recipe"].get("scoring", "fp32")]

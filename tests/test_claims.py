@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from rapbench.cost import Cost
 from rapbench.report import published
 from rapbench.report.claims import CLAIMS, claims
 from rapbench.results import Record
@@ -278,7 +279,15 @@ def test_probes_must_be_high_and_in_order():
 
 def cost(defense: str, rows: float, lm: float | None = None) -> Record:
     return replace(
-        OK, defense=defense, cost={"victim_rows_per_input": rows, "helper_rows_per_input": {} if lm is None else {"lm": lm}, "inputs": 10}
+        OK,
+        defense=defense,
+        cost=Cost(
+            inputs=10,
+            fit_s=0.0,
+            victim_rows_per_input=rows,
+            victim_tokens_per_input=0.0,
+            helper_rows_per_input={} if lm is None else {"lm": lm},
+        ),
     )
 
 
@@ -298,7 +307,7 @@ def test_two_defenses_alone_do_not_confirm_the_costs_but_can_refute_them():
 
 
 def test_a_cost_of_no_text_is_none():
-    empty = replace(OK, cost={"victim_rows_per_input": 1.0, "helper_rows_per_input": {}, "inputs": 0})
+    empty = replace(OK, cost=Cost(inputs=0, fit_s=0.0, victim_rows_per_input=1.0, victim_tokens_per_input=0.0))
     assert verdict(8, [empty])[0] == "not testable"
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from rapbench import cli
 from rapbench.cli_paper import TABLES
+from rapbench.cost import Cost
 from rapbench.probe import ProbeRecord
 from rapbench.results import Curve, Record, write
 from rapbench.runner.session import Session
@@ -49,7 +50,16 @@ def asked(tiny_data: Path, tiny_model: Path, tmp_path: Path) -> list[object]:
 
 def a_record(**other: object) -> Record:
     plain = {"dataset": "demo", "attack": "ep", "defense": "rap", "victim": "minilm-l6", "seed": 1, "frr": 0.01, "protocol": "paper"}
-    return Record(**{**plain, "status": "ok", "n_clean": 4, "n_poisoned": 5, "cost": {"victim_rows_per_input": 1.0}, **other})
+    return Record(
+        **{
+            **plain,
+            "status": "ok",
+            "n_clean": 4,
+            "n_poisoned": 5,
+            "cost": Cost(inputs=1, fit_s=0.0, victim_rows_per_input=1.0, victim_tokens_per_input=9.0),
+            **other,
+        }
+    )
 
 
 @pytest.fixture
@@ -201,8 +211,10 @@ def test_a_bare_grid_of_a_study_plans_its_own(command, key, tmp_path, rapbench, 
     monkeypatch.setattr("rapbench.runner.plan._model_state", lambda *_: "")  # asks no hub
     plans = [rapbench(command, *grid, "--dry-run", "--json", "--out", tmp_path) for grid in (["--grid"], ["--grid", command])]
     assert [plan.code for plan in plans] == [0, 0], plans[0].err
-    assert plans[0].out == plans[1].out
-    cells = json.loads(plans[0].out)["cells"]
+    first, second = (json.loads(plan.out) for plan in plans)
+    cells = first["cells"]
+    assert cells == second["cells"]
+    assert [job["key"] for job in first["jobs"]] == [job["key"] for job in second["jobs"]]
     assert {(cell["dataset"], cell["attack"]) for cell in cells} == {("amazon", "badnet-rw:word=cf"), ("amazon", "ep:word=cf")}
     assert all(cell[key] for cell in cells)
     assert not list(tmp_path.iterdir())
@@ -217,7 +229,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(asked, tmp_path, rapbench)
 
 def test_a_dry_run_s_json_is_one_object_with_cells_and_jobs(asked, rapbench):
     plan = json.loads(rapbench(*asked, "--defense", "rap:word=mb", "--dry-run", "--json").out)
-    assert set(plan) == {"cells", "jobs"}
+    assert set(plan) == {"cells", "jobs", "estimate"}
     assert {cell["defense"]: bool(cell["skip"]) for cell in plan["cells"]} == {"strip": False, "rap:word=mb": True}
     assert {job["stage"] for job in plan["jobs"]} == {"data", "poison", "victim", "predict", "score"}
     assert not any(job["cached"] for job in plan["jobs"])

@@ -1,13 +1,31 @@
-"""What is counted: rows and tokens of a watched model, wherever its copies go."""
+"""The cost record: rows and tokens of a watched model, FLOPs, times by length, memory, what a purifier's level adds."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from rapbench.cost import Count, Meter
+from rapbench.cost import (
+    Cost,
+    Count,
+    Gauge,
+    Meter,
+    Spread,
+    Timed,
+    by_length,
+    classes,
+    counted_flops,
+    peak_memory,
+    reset_memory,
+    spread_by_length,
+)
 from rapbench.victim import Victim
 
 TEXTS = ["the film", "a bright day", "so"]  # with [CLS] and [SEP]: 4, 5 and 3 tokens
@@ -103,3 +121,181 @@ def test_without_a_mask_every_place_is_a_token(untrained: Victim) -> None:
     with meter.phase("score"), torch.no_grad():
         untrained.model(torch.ones(2, 7, dtype=torch.long))
     assert meter.phases["score"].by["victim"] == Count(rows=2, tokens=14)
+
+
+# --- the gauge
+
+
+def gauge(victim: Victim) -> Gauge:
+    return Gauge(watched(victim), "cpu", victim.probabilities)
+
+
+def test_scores_come_back_in_the_order_of_the_texts_and_are_counted_per_phase(untrained: Victim) -> None:
+    own = gauge(untrained)
+    texts = ["the film was so", "a day", "so"] * 20
+
+    def lengths(some: Sequence[str]) -> np.ndarray:
+        untrained.probabilities(some)
+        return np.array([float(len(text)) for text in some])
+
+    assert own.scored("calibration", texts, lengths).tolist() == [15, 5, 2] * 20
+    assert own.scored("inference", texts[:3], lengths).tolist() == [15, 5, 2]
+    cost = own.cost()
+    assert (cost.calibration_rows, cost.inputs) == ({"victim": 60}, 3)
+    # the gate's own row and one of the defense; tokens with [CLS] and [SEP]: (6 + 4 + 3) / 3, twice
+    assert (cost.victim_rows_per_input, cost.victim_tokens_per_input) == (2.0, pytest.approx(26 / 3))
+    assert (cost.device, cost.threads, cost.fit_rows) == ("cpu", 1, {})
+
+
+def test_the_ratio_is_that_of_the_same_batch(monkeypatch: pytest.MonkeyPatch, untrained: Victim) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("rapbench.cost.time.perf_counter", lambda: clock[0])
+
+    def taking(seconds: float) -> Callable[[Sequence[str]], np.ndarray]:
+        def run(some: Sequence[str]) -> np.ndarray:
+            clock[0] += seconds * len(some)
+            return np.zeros(len(some))
+
+        return run
+
+    own = Gauge(Meter(), "cpu", taking(0.002))
+    own.scored("inference", ["a b c"] * 64, taking(0.006))
+    cost = own.cost()
+    assert cost.ratio == pytest.approx(4.0)  # (2 + 6) / 2 milliseconds
+    assert cost.plain_ms_per_input == Spread(2.0, 2.0, 2.0)
+    assert cost.ms_per_input == Spread(8.0, 8.0, 8.0)
+    assert cost.by_length == (Timed(3.0, 64, 0.006, 0.002),)
+
+
+def test_the_undefended_prediction_is_timed_on_eight_batches_at_most() -> None:
+    asked: list[int] = []
+
+    def plain(some: Sequence[str]) -> None:
+        asked.append(len(some))
+
+    own = Gauge(Meter(), "cpu", plain)
+    own.scored("inference", ["so"] * (32 * 20), lambda some: np.zeros(len(some)))
+    assert len(asked) == 7  # every third of twenty
+    own.scored("calibration", ["so"] * 64, lambda some: np.zeros(len(some)))
+    assert len(asked) == 7
+
+
+def test_batches_hold_texts_of_similar_length() -> None:
+    rows = by_length(["a b c", "a", "a b", "a b c d"], 2)
+    assert [own.tolist() for own in rows] == [[1, 2], [0, 3]]
+
+
+def test_lengths_are_pooled_by_class() -> None:
+    # 10 and 14 words are of the class up to 15, 16 of the next; the mean weighs by texts, the undefended one where it was timed
+    got = classes([Timed(10, 1, 0.004, None), Timed(14, 3, 0.008, 0.002), Timed(16, 2, 0.02, 0.01)])
+    assert got == (Timed(13.0, 4, 0.007, 0.002), Timed(16, 2, 0.02, 0.01))
+
+
+def test_texts_are_taken_evenly_over_their_lengths() -> None:
+    texts = ["a " * n for n in (9, 1, 5, 3, 7)]
+    assert spread_by_length(texts, 3).tolist() == [1, 2, 0]
+    assert len(spread_by_length(texts, 99)) == 5
+
+
+def test_the_flops_of_a_matrix_product_are_two_per_multiplication() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert counted_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_the_flops_of_a_prediction_are_those_of_its_layers_attention_included(untrained: Victim) -> None:
+    # one text of 4 tokens through 2 layers, hidden 32, inner 64; attention is scores and sum, 2 * 4 * 4 * 32 each
+    linear = 4 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    attention = 2 * 2 * 4 * 4 * 32
+    head = 2 * 32 * 32 + 2 * 32 * 2  # the pooler and the classifier, on [CLS] alone
+    assert counted_flops(lambda: untrained.probabilities(["the film"])) == 2 * (linear + attention) + head
+
+
+def test_flops_are_counted_on_a_few_inputs_that_are_scored_there_once(untrained: Victim) -> None:
+    own = Gauge(watched(untrained), "cpu", untrained.probabilities, flop_texts=2)
+    texts, scored = ["so", "the film", "a day was", "so it was so"], []
+
+    def run(some: Sequence[str]) -> np.ndarray:
+        scored.extend(some)
+        return untrained.protect_probability(some)
+
+    got = own.scored("inference", texts, run)
+    assert got == pytest.approx(untrained.protect_probability(texts), abs=1e-6)
+    assert scored == ["so", "so it was so", "the film", "a day was"]  # the shortest and the longest apart
+    cost = own.cost()
+    assert cost.flops_per_input == 2 * (cost.plain_flops_per_input or 0)
+    assert (cost.inputs, cost.victim_rows_per_input, sum(one.texts for one in cost.by_length)) == (4, 2.0, 2)
+    own.scored("inference", ["it"], run)  # counted once
+    assert own.flops == (cost.plain_flops_per_input, cost.plain_flops_per_input)
+
+
+def test_the_undefended_flops_of_a_victim_are_counted_once() -> None:
+    calls: list[int] = []
+    facts: dict[Hashable, float] = {}
+    for _ in range(2):
+        own = Gauge(Meter(), "cpu", lambda some: calls.append(len(some)), flop_texts=2, facts=facts)
+        own.scored("inference", ["a", "b"], lambda some: np.zeros(len(some)))
+    assert calls == [2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
+def test_the_peak_is_that_since_the_reset() -> None:
+    big = torch.ones(64 * 2**18)  # 64 MiB
+    del big
+    start = reset_memory("cpu")
+    before = peak_memory("cpu")
+    assert start is not None
+    assert before is not None
+    held = torch.ones(96 * 2**18)
+    after = peak_memory("cpu")
+    assert after is not None
+    assert held.sum() > 0
+    assert 80 < after - before < 160
+
+
+def purifying(texts: Sequence[str], level: float) -> list[str]:
+    return [text if len(text) <= level else text[:1] for text in texts]
+
+
+def test_the_share_of_repaired_texts_is_counted_by_level() -> None:
+    own = Gauge(Meter(), "cpu", lambda some: None)
+    own.scored("inference", ["aaa", "bb", "c", "d"], lambda some: np.zeros(4))
+    found = own.purified("inference", ["aaa", "bb", "c", "d"], [1.0, 2.0, 9.0], purifying)
+    assert found[1] == ["a", "bb", "c", "d"]
+    own.purified("calibration", ["aaaa"], [1.0, 2.0, 9.0], purifying)  # held-out texts are none of the inputs
+    assert own.cost().repaired == (0.5, 0.25, 0.0)
+
+
+def test_a_level_costs_the_prediction_of_its_repaired_texts() -> None:
+    cost = Cost(
+        inputs=4,
+        fit_s=1.0,
+        victim_rows_per_input=1.0,
+        victim_tokens_per_input=10.0,
+        flops_per_input=100.0,
+        plain_flops_per_input=100.0,
+        ms_per_input=Spread(3.0, 2.5, 3.5),
+        plain_ms_per_input=Spread(2.0, 2.0, 2.0),
+        ratio=1.5,
+        samples_ms=(2.5, 3.5),
+        by_length=(Timed(3, 4, 0.001, 0.002),),
+        repaired=(0.5, 0.25),
+    )
+    got = cost.at_level(0)
+    assert (got.victim_rows_per_input, got.victim_tokens_per_input, got.flops_per_input) == (1.5, 15.0, 150.0)
+    assert got.samples_ms == (3.5, 4.5)
+    assert (got.ms_per_input, got.ratio) == (Spread(4.0, 3.5, 4.5), 2.0)
+    assert (got.by_length, got.repaired) == ((Timed(3, 4, 0.002, 0.002),), (0.5,))
+    assert Cost.of(json.loads(json.dumps(dataclasses.asdict(got)))) == got
+
+
+def test_the_level_of_a_detector_changes_nothing() -> None:
+    cost = Cost(inputs=1, fit_s=1.0, victim_rows_per_input=2.0, victim_tokens_per_input=10.0)
+    assert cost.at_level(3) is cost
+
+
+def test_a_mask_that_says_who_sees_whom_is_no_count_of_tokens(untrained: Victim) -> None:
+    meter = watched(untrained)
+    ids = torch.tensor([[2, 8, 3]])
+    with meter.phase("inference"), torch.inference_mode():
+        untrained.model(input_ids=ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.bool))
+    assert meter.phases["inference"].by["victim"] == Count(rows=1, tokens=3)

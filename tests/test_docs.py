@@ -19,7 +19,7 @@ from rapbench.registry import discover
 from rapbench.victim import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-PLUGINS, GUIDE, README = (ROOT / name for name in ("docs/plugins.md", "docs/guide.md", "README.md"))
+PLUGINS, GUIDE, COST, README = (ROOT / name for name in ("docs/plugins.md", "docs/guide.md", "docs/cost.md", "README.md"))
 
 
 KEYS = {**Block.model_fields, **ProbeBlock.model_fields, **CheckBlock.model_fields}
@@ -71,7 +71,7 @@ def test_every_option_of_the_recipe_is_in_the_guide():
 
 
 def test_every_command_and_option_of_the_command_line_is_in_the_documents():
-    text = "".join(path.read_text(encoding="utf-8") for path in (GUIDE, README, PLUGINS))
+    text = "".join(path.read_text(encoding="utf-8") for path in (GUIDE, COST, README, PLUGINS))
     click = typer.main.get_command(app)
     options = {option for command in click.commands.values() for one in command.params for option in one.opts if option.startswith("--")}
     assert sorted(option for option in options if option not in text) == []

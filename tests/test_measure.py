@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from rapbench import measure, results
 from rapbench.artifacts import Store
+from rapbench.cost import Cost
 from rapbench.errors import CellError
 from rapbench.grid import Cell
 from rapbench.measure import CURVE, POPULATIONS, decide
@@ -29,7 +31,7 @@ from rapbench.results import Curve, Record, pack, unpack
 from rapbench.victim import Recipe
 
 REGISTRY = discover()
-COST = {"victim_rows_per_input": 2.0}
+COST = Cost(inputs=3, fit_s=1.0, victim_rows_per_input=2.0, victim_tokens_per_input=9.0)
 NOTES = {"paper": {"tries": 1}, "strict": {"tries": 2}}
 
 # the protect label is 1; texts 0-3 count for FRR, 4 is missed, 5-7 are right, 8 and 9 are taken for the protect label
@@ -98,7 +100,7 @@ def stored(root: Path, scores: Mapping[str, np.ndarray], **other: Any) -> tuple[
             np.savez(folder / "predictions.npz", **arrays)
     with store.attempt(keys["score"], {}) as folder:
         np.savez(folder / "scores.npz", **scores)
-        (folder / "about.json").write_text(json.dumps({"cost": COST, "notes": NOTES}))
+        (folder / "about.json").write_text(json.dumps({"cost": dataclasses.asdict(COST), "notes": NOTES}))
     return store, keys
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapbench.cost import Cost
 from rapbench.errors import StoreError
 from rapbench.report.tables import FOOT, HEADS, PAIR_FOOT, SEEDS_FOOT, STRICT_FOOT, STRICT_HEADS, in_order, render
 from rapbench.results import SCHEMA, Curve, Record, pack, read, read_all, write
@@ -40,11 +41,13 @@ OK = Record(
     n_clean=300,
     n_poisoned=310,
     intervals={"frr_test": (0.05, 0.15), "far": None},
-    cost={"victim_rows_per_input": 2.0, "helper_rows_per_input": {"trigram": 10.0}, "score_ms_per_input": 3.5, "fit_s": 7.0},
+    cost=Cost(
+        inputs=3, fit_s=7.0, victim_rows_per_input=2.0, victim_tokens_per_input=9.0, helper_rows_per_input={"trigram": 10.0}, ratio=3.5
+    ),
     trigger="badnet-rw:word=mb",
 )
 FAILED = replace(
-    OK, status="failed", reason="too few held-out texts", frr=0.01, far=None, auroc=None, cost={}, n_clean=None, n_poisoned=None
+    OK, status="failed", reason="too few held-out texts", frr=0.01, far=None, auroc=None, cost=None, n_clean=None, n_poisoned=None
 )
 SKIPPED = replace(FAILED, status="skipped", reason="rap perturbs with 'mb'", defense="rap:word=mb")
 STRICT = replace(
@@ -116,14 +119,14 @@ def test_a_second_table_gives_the_victim_s_own_figures_once():
 
 
 def test_what_could_not_be_counted_is_two_dashes():
-    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost={})
+    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost=None)
     (row,) = table(render([control], "github"))
     assert [row[head] for head in ("FAR", "AUROC", "n poisoned", "rows/text")] == ["--"] * 4
     assert [row["ASR control"] for row in table(render([control, OK], "github"), 1)] == ["25.00", "--"]
 
 
 def test_a_column_of_the_victims_table_in_which_nothing_stands_is_left_out():
-    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost={})
+    control = replace(OK, attack="clean", far=None, auroc=None, asr_control=None, n_poisoned=None, cost=None)
     assert "ASR control" not in table(render([control], "github"), 1)[0]
 
 

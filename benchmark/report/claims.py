@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from rapbench.cost import Cost, published
 from rapbench.report.published import ATTACKS, DATASETS, DEFENSES, SENTIMENT, SOURCES, TOXIC
 from rapbench.report.published.ours import COPIES, Probe, Variant, bare, best_ratio, options, probe_of, variant_of
 from rapbench.results import Record
@@ -247,7 +248,7 @@ def _costs(cases: _Cases) -> Found:
     seen: dict[str, list[str]] = {}
     for base, by in cases.by.items():
         for name, own in by.items():
-            cost = next((one.cost for one in own if one.cost.get("inputs", 1) and "victim_rows_per_input" in one.cost), None)
+            cost = next((one.cost for one in own if one.cost and one.cost.inputs), None)
             if cost is not None:
                 check = _cost(name, own[0].defense, cost)
                 found.append(Check(check.held, f"{cases.names[base]} {check.told}"))
@@ -259,9 +260,8 @@ def _costs(cases: _Cases) -> Found:
     return found, "as said", needs, "for instance " + ", ".join(sorted(told[0] for told in seen.values())) if seen else ""
 
 
-def _cost(name: str, spec: str, cost: Mapping[str, Any]) -> Check:
-    rows = float(cost["victim_rows_per_input"])
-    helpers = sum(float(value) for value in cost.get("helper_rows_per_input", {}).values())
+def _cost(name: str, spec: str, cost: Cost) -> Check:
+    rows, helpers = cost.victim_rows_per_input, published(cost.helper_rows_per_input)
     if name == "onion":
         return Check(1 <= rows <= 2.1 and helpers >= 2, f"ONION {rows:.1f} + {helpers:.1f}")
     expected = 2 if name == "rap" else 1 + float(options(spec).get("copies", COPIES))

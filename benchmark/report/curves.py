@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from rapbench.errors import SpecError, StoreError
-from rapbench.report.forms import csv_text
+from rapbench.errors import StoreError
+from rapbench.report.forms import csv_text, drawing
 from rapbench.results import Curve
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SHOWN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Allowed FRRs of the table: of each the nearest point of the curve."""
-SUFFIXES = (".svg", ".png", ".pdf")
 FOOT = (
     "FAR in per cent, in brackets the test FRR, where the threshold allows the FRR of the column's head on the held-out texts (the nearest "
     "of 40 points from 0.1 to 20 %, all of them in csv and json). --: the held-out texts do not suffice."
@@ -48,19 +47,10 @@ def draw(curves: Sequence[Curve], file: Path, protocol: str = "paper") -> None:
     own = [one for one in _in_order(curves) if one.protocol == protocol and one.points]
     if not own:
         raise StoreError("no curves to draw in this folder: they are written where a defense has scored an attack")
-    if file.suffix not in SUFFIXES:
-        raise SpecError(f"cannot draw into {str(file)!r}: give a file that ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib
-    except ImportError:
-        raise SpecError("figures need matplotlib: pip install 'rapbench[report]'") from None
-    from matplotlib.figure import Figure
-
     panels = _panels(own)
     rows, columns = len(panels), max(len(row) for row in panels)
     names = sorted({_bare(one.defense) for one in own})
-    with matplotlib.rc_context({"svg.hashsalt": "rapbench", "font.size": 9}):
-        figure = Figure(figsize=(3.2 * columns, 2.7 * rows + 0.4), layout="constrained")
+    with drawing(file, (3.2 * columns, 2.7 * rows + 0.4)) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         for row, line in zip(axes, panels, strict=True):
             for axis in row[len(line) :]:
@@ -69,10 +59,6 @@ def draw(curves: Sequence[Curve], file: Path, protocol: str = "paper") -> None:
                 _draw_panel(axis, panel, names)
         entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)), frameon=False)
-        try:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-        except OSError as error:
-            raise StoreError(f"cannot write {str(file)!r}: {error.strerror or error}; choose another --figure") from None
 
 
 def _draw_panel(axis: Axes, panel: Sequence[Curve], names: Sequence[str]) -> None:

@@ -207,9 +207,10 @@ def _count(value: int | None) -> str:
 
 
 def _rows(one: Record) -> str:
-    helpers = one.cost.get("helper_rows_per_input", {})
-    own = one.cost.get("victim_rows_per_input")
-    return " + ".join(["--" if own is None else f"{own:.1f}", *(f"{rows:.1f} {who}" for who, rows in sorted(helpers.items()))])
+    if one.cost is None:
+        return "--"
+    helpers = sorted(one.cost.helper_rows_per_input.items())
+    return " + ".join([f"{one.cost.victim_rows_per_input:.1f}", *(f"{rows:.1f} {who}" for who, rows in helpers)])
 
 
 def _controls(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -322,11 +323,11 @@ def _without_figures(ordered: Sequence[Record]) -> list[str]:
 def _csv(records: Sequence[Record]) -> str:
     nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts")
     names = [f.name for f in dataclasses.fields(Record) if f.name not in nested]
-    costs, rated = ("victim_rows_per_input", "score_ms_per_input", "fit_s"), sorted({name for one in records for name in one.intervals})
+    costs, rated = ("victim_rows_per_input", "ratio", "fit_s"), sorted({name for one in records for name in one.intervals})
     ends = [f"{name}_{end}" for name in rated for end in ("low", "high")]
     rows = []
     for one in in_order(records):
         own = [getattr(one, name) for name in names] + [one.far_at_frr.get(frr) for frr in ("0.01", "0.05")]
         own += [end for name in rated for end in one.intervals.get(name) or (None, None)]
-        rows.append([*own, *(one.cost.get(name) for name in costs), "; ".join(one.warnings)])
-    return csv_text([*names, "far_at_frr_1", "far_at_frr_5", *ends, *costs, "warnings"], rows)
+        rows.append([*own, *(getattr(one.cost, name, None) for name in costs), "; ".join(one.warnings)])
+    return csv_text([*names, "far_at_frr_1", "far_at_frr_5", *ends, "victim_rows_per_input", "cost_ratio", "fit_s", "warnings"], rows)

@@ -1,0 +1,239 @@
+"""What defenses cost: the table of a results folder, the cost by length of text, the sums, and the picture of cost against length."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tabulate import tabulate
+
+from rapbench.cost import LENGTHS, Cost, Spread, Timed, pooled, published
+from rapbench.errors import StoreError
+from rapbench.report.forms import csv_text, drawing
+from rapbench.results import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Format = Literal["github", "csv", "json", "pytest-benchmark"]
+HEADS = ["dataset", "attack", "victim", "defense", "victim rows", "helper rows", "helper tokens", "GFLOP", "x FLOP", "ms", "x time"]
+HEADS += ["fit s", "fit rows", "MiB fit", "MiB scoring", "bench"]
+LENGTH_HEADS = ["words", "defense", "texts", "ms undefended", "ms defended", "x time"]
+FOOT = (
+    "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (padding included; counted on "
+    "other texts, torch work only), milliseconds as median [quartiles] over batches of texts of similar length, x: times that of one "
+    "undefended prediction in the same run. Helper: another model, like ONION's language model. A purifier at its level for the smallest "
+    "allowed FRR. Fit: once per victim. MiB: highest memory in use, of the process or of the accelerator, in brackets before the fit."
+)
+NONE = "--"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One defense on one victim: the record that stands for its cells."""
+
+    record: Record
+    cost: Cost
+
+
+def render(records: Sequence[Record], steps: Mapping[str, float], form: Format) -> str:
+    """Give the costs in the format asked for. `steps`: stage -> seconds of all its steps, where the artifacts are at hand."""
+    measured, others = measurements(records), unmeasured(records)
+    if not measured and not others:
+        raise StoreError("no costs in this folder: they are written where a defense has scored texts")
+    if form == "json":
+        costs = [{**_names(one.record), "cost": dataclasses.asdict(one.cost)} for one in measured]
+        unknown = [{**_names(one), "status": one.status, "reason": one.reason} for one in others]
+        return json.dumps({"costs": costs, "without": unknown, "totals": totals(measured), "steps": dict(steps)}, indent=1, allow_nan=False)
+    if form == "csv":
+        return _csv(measured, others)
+    if form == "pytest-benchmark":
+        return _pytest_benchmark(measured)
+    rows = [_row(one) for one in measured] + [_failed(one) for one in others]
+    parts = [_table(HEADS, rows), FOOT, _table(LENGTH_HEADS, _length_rows(measured)), _sums(measured, steps)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def measurements(records: Iterable[Record]) -> list[Measured]:
+    """Give one measurement per defense and victim, in order: that of the smallest allowed FRR under the protocol `paper`."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for one in sorted(records, key=lambda one: (one.protocol, one.frr)):
+        if one.cost is not None and one.cost.inputs:
+            found.setdefault(_key(one), one)
+    return [Measured(one, one.cost) for _, one in sorted(found.items()) if one.cost is not None]
+
+
+def unmeasured(records: Iterable[Record]) -> list[Record]:
+    """Give one record of each defense and victim without any cost, in order: no row of the table is missing."""
+    listed = list(records)
+    known = {_key(one.record) for one in measurements(listed)}
+    return [one for key, one in sorted({_key(one): one for one in listed}.items()) if key not in known]
+
+
+def totals(measured: Sequence[Measured]) -> dict[str, float]:
+    """Give the sums over all defenses and victims: inputs, seconds, victim and helper rows and tokens of inference, FLOPs."""
+    sums: dict[str, float] = {"defenses": len(measured), "inputs": 0, "fit_s": 0.0, "seconds": 0.0, "victim_rows": 0.0, "helper_rows": 0.0}
+    sums |= {"victim_tokens": 0.0, "helper_tokens": 0.0, "flops": 0.0}
+    for own in (one.cost for one in measured):
+        sums["inputs"] += own.inputs
+        sums["fit_s"] += own.fit_s
+        sums["seconds"] += own.seconds
+        sums["victim_rows"] += own.victim_rows_per_input * own.inputs
+        sums["victim_tokens"] += own.victim_tokens_per_input * own.inputs
+        sums["helper_rows"] += published(own.helper_rows_per_input) * own.inputs
+        sums["helper_tokens"] += published(own.helper_tokens_per_input) * own.inputs
+        sums["flops"] += (own.flops_per_input or 0.0) * own.inputs
+    return {name: round(value, 3) for name, value in sums.items()}
+
+
+def lengths(measured: Sequence[Measured]) -> dict[str, list[Timed]]:
+    """Give per defense the mean cost by class of length over all data sets, attacks and victims, shortest first."""
+    found: dict[str, dict[int, list[Timed]]] = {}
+    for one in measured:
+        for timed in one.cost.by_length:
+            own = found.setdefault(one.record.defense, {})
+            own.setdefault(_class(timed.words), []).append(timed)
+    return {defense: [pooled(own) for _, own in sorted(by.items())] for defense, by in sorted(found.items())}
+
+
+def draw(records: Sequence[Record], file: Path) -> None:
+    """Draw milliseconds per text, and times the undefended prediction, against the number of words: a line per defense."""
+    own = lengths(measurements(records))
+    if not own:
+        raise StoreError("no costs to draw in this folder: they are written where a defense has scored texts")
+    with drawing(file, (7.6, 3.4)) as figure:
+        left, right = figure.subplots(1, 2)
+        for number, (defense, timed) in enumerate(own.items()):
+            both = [one for one in timed if one.plain_s]
+            words = [one.words for one in both]
+            style = {"marker": "osD^vP"[number % 6], "ms": 4.0, "lw": 1.3, "color": f"C{number % 10}", "label": defense}
+            left.plot(words, [1000 * (one.defense_s + (one.plain_s or 0.0)) for one in both], **style)
+            right.plot(words, [1 + one.defense_s / one.plain_s for one in both if one.plain_s], **style)
+        _axis(left, "milliseconds per text")
+        _axis(right, "times one undefended prediction")
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
+
+
+def _axis(axis: Axes, label: str) -> None:
+    axis.set_xlabel("words per text")
+    axis.set_ylabel(label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.grid(lw=0.3, which="both")
+
+
+def _row(one: Measured) -> list[str]:
+    cost = one.cost
+    helpers = sorted(cost.helper_rows_per_input)
+    return [
+        *_labels(one.record),
+        f"{cost.victim_rows_per_input:.3f}",
+        " + ".join(f"{cost.helper_rows_per_input[who]:.1f} {who}" for who in helpers) or "0",
+        " + ".join(f"{cost.helper_tokens_per_input[who]:.0f} {who}" for who in helpers) or "0",
+        NONE if cost.flops_per_input is None else f"{cost.flops_per_input / 1e9:.3g}",
+        _times(cost.flops_per_input, cost.plain_flops_per_input),
+        _spread(cost.ms_per_input),
+        NONE if cost.ratio is None else f"{cost.ratio:.2f}",
+        f"{cost.fit_s:.1f}",
+        " + ".join(f"{rows} {who}" for who, rows in cost.fit_rows.items() if rows) or "0",
+        NONE if cost.fit_peak_mib is None else f"{cost.fit_peak_mib:.0f} ({cost.start_mib or 0:.0f})",
+        NONE if cost.peak_mib is None else f"{cost.peak_mib:.0f}",
+        f"{cost.device}, {cost.threads} threads, {cost.dtype}, load {cost.load:g}",
+    ]
+
+
+def _failed(one: Record) -> list[str]:
+    return [*_labels(one), f"{one.status}: {one.reason or 'nothing was scored'}", *[NONE] * (len(HEADS) - 5)]
+
+
+def _length_rows(measured: Sequence[Measured]) -> list[list[str]]:
+    rows = []
+    for defense, timed in lengths(measured).items():
+        for one in timed:
+            plain, defended = one.plain_s, one.defense_s + (one.plain_s or 0.0)
+            figures = [NONE] * 3 if not plain else [f"{1000 * plain:.2f}", f"{1000 * defended:.2f}", f"{defended / plain:.2f}"]
+            rows.append((_class(one.words), [_class_name(_class(one.words)), defense, str(one.texts), *figures]))
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _sums(measured: Sequence[Measured], steps: Mapping[str, float]) -> str:
+    sums = totals(measured)
+    text = (
+        f"Together {sums['defenses']:.0f} fits in {sums['fit_s']:.1f} s; {sums['inputs']:.0f} inputs: "
+        f"{sums['victim_rows']:.0f} victim rows, {sums['helper_rows']:.0f} helper rows, {sums['flops'] / 1e12:.3g} TFLOP; "
+        f"with the held-out texts {sums['seconds']:.1f} s."
+    )
+    if steps:
+        text += f" All steps {sum(steps.values()):.1f} s: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in steps.items()) + "."
+    return text
+
+
+def _pytest_benchmark(measured: Sequence[Measured]) -> str:
+    from rapbench.bench.export import Row, document
+
+    rows = [
+        Row(
+            f"{one.record.defense}[{one.record.victim}-{one.record.seed}]",
+            f"{one.record.dataset}/{one.record.attack}",
+            [value / 1000 for value in one.cost.samples_ms],
+            {**_names(one.record), **dataclasses.asdict(one.cost)},
+        )
+        for one in measured
+        if one.cost.samples_ms
+    ]
+    return json.dumps(document(rows), indent=1, allow_nan=False, default=str)
+
+
+def _csv(measured: Sequence[Measured], others: Sequence[Record]) -> str:
+    plain = [f.name for f in dataclasses.fields(Cost) if f.type in ("int", "float", "str", "float | None")]
+    spreads = [("ms_per_input", "ms"), ("plain_ms_per_input", "plain_ms")]
+    heads = [*_names(measured[0].record if measured else others[0]), "status", "reason", *plain]
+    heads += [f"{short}_{part}" for _, short in spreads for part in ("median", "low", "high")] + ["helper_rows", "helper_tokens"]
+    rows: list[list[Any]] = []
+    for one in measured:
+        parts = [getattr(getattr(one.cost, name), part, None) for name, _ in spreads for part in ("median", "low", "high")]
+        helpers = [published(one.cost.helper_rows_per_input), published(one.cost.helper_tokens_per_input)]
+        rows.append([*_names(one.record).values(), "ok", None, *(getattr(one.cost, name) for name in plain), *parts, *helpers])
+    rows += [[*_names(one).values(), one.status, one.reason, *[None] * (len(heads) - len(_names(one)) - 2)] for one in others]
+    return csv_text(heads, rows)
+
+
+def _class(words: float) -> int:
+    return next((place for place, end in enumerate(LENGTHS) if words <= end), len(LENGTHS))
+
+
+def _class_name(place: int) -> str:
+    low = LENGTHS[place - 1] + 1 if place else 1
+    return f"{low}-{LENGTHS[place]}" if place < len(LENGTHS) else f"{low}-"
+
+
+def _key(one: Record) -> tuple[Any, ...]:
+    return one.dataset, one.poisoned_on or "", one.tuning or "", one.attack, one.victim, one.seed, one.defense
+
+
+def _names(one: Record) -> dict[str, Any]:
+    names = ("dataset", "poisoned_on", "tuning", "attack", "victim", "seed", "defense")
+    return {name: getattr(one, name) for name in names}
+
+
+def _labels(one: Record) -> list[str]:
+    home = f"{one.poisoned_on} -> " if one.poisoned_on else ""
+    return [home + one.dataset, one.attack, one.victim, one.defense]
+
+
+def _times(value: float | None, plain: float | None) -> str:
+    return f"{value / plain:.2f}" if value is not None and plain else NONE
+
+
+def _spread(spread: Spread | None) -> str:
+    return NONE if spread is None else f"{spread.median:.2f} [{spread.low:.2f}, {spread.high:.2f}]"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    escaped = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows]
+    return tabulate(escaped, heads, tablefmt="github", disable_numparse=True) if rows else ""
