@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 WORD_TOKENS = 1.3
 """Word pieces a word: 1.2 to 1.4 for English under the vocabularies of BERT and GPT-2."""
-EFFICIENCY = 0.75
-"""What eager MiniLM reaches of the machine's matmul in float32 (106 of 141 GFLOP/s, one thread of a CPU)."""
+EFFICIENCY, ONEDNN_EFFICIENCY = 0.75, 0.6
+"""What the engine reaches of the machine's float32 products with MiniLM on one thread of a CPU: by torch's matmul (106 of 141 GFLOP/s),
+and by oneDNN (138 of 221), whose products are faster and leave all else a larger share."""
 GPU_TFLOPS = 20.0
 """The GPU that an estimate made elsewhere is compared with: an A100 sustains somewhat less in float32, an H100 more."""
 UNKNOWN_WORDS, UNKNOWN_SIZES = 100.0, (10_000.0, 1_000.0, 1_000.0)
@@ -258,9 +259,14 @@ def spread_words(mean: float) -> tuple[float, ...]:
 
 
 @cache
-def matmul_tflops(hidden: int, inner: int, site: Site) -> float:
-    """Give what float32 matmuls of these sizes sustain here, in TFLOP/s of one worker while all of them compute."""
+def sustained_tflops(hidden: int, inner: int, site: Site) -> float:
+    """Give what a model of these sizes sustains here in float32, in TFLOP/s of one worker while all of them compute."""
     import torch
+
+    from rapbench.linear import available, product
+
+    onednn = site.device == "cpu" and available()
+    multiply = (lambda texts, weight: product(texts, weight.t(), None)) if onednn else torch.matmul
 
     rows = 1024 if site.device == "cpu" else 32768  # the victim's batches
     square, up, down = (torch.ones(*size, device=site.device) for size in ((hidden, hidden), (hidden, inner), (inner, hidden)))
@@ -270,8 +276,8 @@ def matmul_tflops(hidden: int, inner: int, site: Site) -> float:
         done = 0
         while not done or perf_counter() < end:
             for _ in range(4):
-                texts @ square
-            texts @ up @ down
+                multiply(texts, square)
+            multiply(multiply(texts, up), down)
             _wait(site.device)
             done += 1
         return done
@@ -287,7 +293,8 @@ def matmul_tflops(hidden: int, inner: int, site: Site) -> float:
             took = perf_counter() - started
     finally:
         torch.set_num_threads(before)
-    return done / workers * 2 * rows * (4 * hidden**2 + 2 * hidden * inner) / took / 1e12
+    products = done / workers * 2 * rows * (4 * hidden**2 + 2 * hidden * inner) / took / 1e12
+    return (ONEDNN_EFFICIENCY if onednn else EFFICIENCY) * products
 
 
 def _wait(device: str) -> None:
@@ -350,7 +357,7 @@ class _Counter:
         if site.device == "cpu" and busy > cores / 2:
             self._assume(f"this machine stays as busy as it was when measured (load {busy:.1f} on {cores} cores)")
         try:
-            return EFFICIENCY * matmul_tflops(shape.hidden, shape.inner, site)
+            return sustained_tflops(shape.hidden, shape.inner, site)
         except (RuntimeError, AssertionError) as error:  # a device that is not there, or has no memory left
             self._assume(f"{GPU_TFLOPS:g} TFLOP/s: {site.device} cannot be measured ({str(error).splitlines()[0]})")
             return GPU_TFLOPS
