@@ -1,6 +1,6 @@
 """What a defense costs, measured from outside: forward rows and tokens, FLOPs, wall time, memory.
 
-Rows and tokens are counted by forward pre-hooks in the phases fit, calibration (held-out texts) and inference (all others).
+Rows and tokens are counted by forward hooks in the phases fit, calibration (held-out texts) and inference (all others).
 Texts are scored in batches of similar length; the clock runs around each batch, and around the undefended prediction of some of them,
 so that every run gives its own ratio and its cost by length. FLOPs slow a pass down: they are counted on a few texts apart, before any
 timing, which warms up as well.
@@ -8,6 +8,9 @@ timing, which warms up as well.
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import math
 import os
 import platform
 import statistics
@@ -57,8 +60,8 @@ class Meter:
         self._current = "outside"
 
     def watch(self, model: torch.nn.Module, who: str) -> None:
-        """Count every forward call of this model, and of its deep copies, as `who`."""
-        model.register_forward_pre_hook(self._counter(who), with_kwargs=True)
+        """Count every forward call of this model that succeeds, and of its deep copies, as `who`."""
+        model.register_forward_hook(self._counter(who), with_kwargs=True)
 
     def add(self, who: str, *, rows: int, tokens: int) -> None:
         """Count work that no torch model does (a word trigram's, say)."""
@@ -78,9 +81,9 @@ class Meter:
             phase.seconds += time.perf_counter() - started
             self._current = before
 
-    def _counter(self, who: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+    def _counter(self, who: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]:
         # a closure, not a method: deepcopy(model) shares functions, and would copy a method's whole meter
-        def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = (kwargs.get("input_ids"), *args[:1], kwargs.get("inputs_embeds"))
             ids = next(value for value in given if value is not None)
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
@@ -132,6 +135,8 @@ class Cost:
     calibration_rows: Mapping[str, int] = field(default_factory=dict)
     victim_rows_per_input: float
     victim_tokens_per_input: float
+    plain_tokens_per_input: float = 0.0
+    """Of the undefended prediction alone."""
     helper_rows_per_input: Mapping[str, float] = field(default_factory=dict)
     helper_tokens_per_input: Mapping[str, float] = field(default_factory=dict)
     flops_per_input: float | None = None
@@ -178,7 +183,7 @@ class Cost:
             self,
             repaired=(share,),
             victim_rows_per_input=self.victim_rows_per_input + share,
-            victim_tokens_per_input=self.victim_tokens_per_input * (1 + share),
+            victim_tokens_per_input=self.victim_tokens_per_input + share * self.plain_tokens_per_input,
             flops_per_input=None if self.flops_per_input is None else self.flops_per_input + share * (self.plain_flops_per_input or 0.0),
             ms_per_input=ms and Spread(*(round(value + more_ms, 6) for value in (ms.median, ms.low, ms.high))),
             ratio=None if self.ratio is None else self.ratio + share,
@@ -188,9 +193,9 @@ class Cost:
 
 
 class Gauge:
-    """Measures one fitted defense. `plain` predicts texts without any defense; on `flop_texts` inputs FLOPs are counted.
+    """Measures one fitted defense. `plain` predicts texts without any defense, `tokens` gives how many each has for the victim.
 
-    `facts`: what is known of this undefended victim; its prediction is the same for every defense, and counted once.
+    `facts`: what is known of this undefended victim; its FLOPs are the same for every defense, and counted once.
     """
 
     def __init__(
@@ -198,13 +203,13 @@ class Gauge:
         meter: Meter,
         device: str,
         plain: Callable[[Sequence[str]], object],
-        *,
-        flop_texts: int = 0,
+        tokens: Callable[[Sequence[str]], NDArray[np.int64]],
         facts: dict[Hashable, float] | None = None,
     ) -> None:
-        self.meter, self.device, self.plain, self.flop_texts = meter, device, plain, flop_texts
+        self.meter, self.device, self.plain, self.tokens = meter, device, plain, tokens
         self.facts = {} if facts is None else facts
-        self.inputs = 0
+        self.inputs = self.plain_tokens = 0
+        self.flops_s = 0.0
         self.timed: list[Timed] = []
         self.flops: tuple[float, float] | None = None
         """Of the defense's own work, and of the undefended prediction, per text."""
@@ -220,35 +225,37 @@ class Gauge:
             yield
             synchronise(self.device)
         self.fit_peak_mib = peak_memory(self.device)
+        reset_memory(self.device)
 
     def scored(self, phase: str, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Give the scores of the texts, shape (n,), taken batch by batch; of some the undefended prediction is timed as well."""
         scores, left = np.empty(len(texts), dtype=np.float64), np.arange(len(texts))
-        if phase == "inference":
+        if phase == "inference" and len(texts):
             self.inputs += len(texts)
-            if self.flops is None and self.flop_texts and len(texts):
-                apart = spread_by_length(texts, self.flop_texts)
+            self.plain_tokens += int(self.tokens(texts).sum())
+            if self.flops is None:
+                apart = spread_by_length(texts, FLOP_TEXTS)
                 scores[apart] = self._with_flops([texts[row] for row in apart.tolist()], run)
                 left = np.setdiff1d(left, apart)
         batches = by_length([texts[row] for row in left.tolist()], BATCH_CPU if self.device == "cpu" else BATCH_ACCELERATOR)
-        every = max(1, -(-len(batches) // PLAIN_BATCHES))
+        words = [statistics.mean(len(texts[row].split()) for row in left[batch].tolist()) for batch in batches]
+        beside = paired(words) if phase == "inference" else set()
         for number, rows in enumerate(left[batch] for batch in batches):
-            own = [texts[row] for row in rows.tolist()]
+            own, plain_s = [texts[row] for row in rows.tolist()], None
             with self.meter.phase(phase):
                 scores[rows], defense_s = self._clocked(run, own)
-            plain_s = None
-            if phase == "inference" and number % every == 0:
+            if number in beside:
                 with self.meter.phase("plain"):
                     plain_s = self._clocked(self.plain, own)[1] / len(own)
             if phase == "inference":
-                self.timed.append(Timed(statistics.mean(len(text.split()) for text in own), len(own), defense_s / len(own), plain_s))
+                self.timed.append(Timed(words[number], len(own), defense_s / len(own), plain_s))
         return scores
 
     def purified(
         self, phase: str, texts: Sequence[str], levels: Sequence[float], purify: Callable[[Sequence[str], float], list[str]]
     ) -> list[list[str]]:
         """Give the repaired texts of each level."""
-        with self.meter.phase("repair"):
+        with self.meter.phase("repair" if phase == "inference" else "repair, calibration"):
             found = [purify(texts, level) for level in levels]
         if phase == "inference" and texts:
             shares = [sum(new != old for new, old in zip(own, texts, strict=False)) / len(texts) for own in found]
@@ -257,27 +264,29 @@ class Gauge:
 
     def cost(self, dtype: str = "float32") -> Cost:
         """Give what was measured so far."""
-        fit, held, run, repair = (self.meter.phases[name] for name in ("fit", "calibration", "inference", "repair"))
-        per = 1 / self.inputs if self.inputs else 0.0
-        helpers = sorted((set(run.by) | set(held.by)) - {"victim"})
-        plain = self.meter.phases["plain"].by["victim"]
-        plain_tokens = plain.tokens / plain.rows if plain.rows else 0.0
+        names = ("fit", "calibration", "repair, calibration", "inference", "repair")
+        fit, held, _, run, repair = phases = [self.meter.phases[name] for name in names]
+        per, level = 1 / self.inputs if self.inputs else 0.0, self._per_level()
+        helpers = sorted({who for phase in (held, run, repair) for who in phase.by} - {"victim"})
+        rows = {who: run.by[who].rows * per + repair.by[who].rows * level for who in ("victim", *helpers)}
+        tokens = {who: run.by[who].tokens * per + repair.by[who].tokens * level for who in ("victim", *helpers)}
         return Cost(
             inputs=self.inputs,
             fit_s=round(fit.seconds, 4),
             fit_rows={who: count.rows for who, count in sorted(fit.by.items())},
             calibration_rows={who: count.rows for who, count in sorted(held.by.items())},
-            victim_rows_per_input=1 + run.by["victim"].rows * per,
-            victim_tokens_per_input=plain_tokens + run.by["victim"].tokens * per,
-            helper_rows_per_input={who: run.by[who].rows * per for who in helpers},
-            helper_tokens_per_input={who: run.by[who].tokens * per for who in helpers},
+            victim_rows_per_input=1 + rows["victim"],
+            victim_tokens_per_input=self.plain_tokens * per + tokens["victim"],
+            plain_tokens_per_input=self.plain_tokens * per,
+            helper_rows_per_input={who: rows[who] for who in helpers},
+            helper_tokens_per_input={who: tokens[who] for who in helpers},
             flops_per_input=None if self.flops is None else sum(self.flops),
             plain_flops_per_input=None if self.flops is None else self.flops[1],
             **self._times(),
             fit_peak_mib=self.fit_peak_mib,
             peak_mib=peak_memory(self.device),
             start_mib=self.start_mib,
-            seconds=round(fit.seconds + held.seconds + run.seconds + repair.seconds, 4),
+            seconds=round(sum(phase.seconds for phase in phases) - self.flops_s, 4),
             device=self.device,
             device_name=_device_name(self.device),
             dtype=dtype,
@@ -287,23 +296,33 @@ class Gauge:
 
     def _with_flops(self, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Give the scores of these texts, and count the FLOPs of `run` and of the undefended prediction: both are warmed up by it."""
-        scores: list[NDArray[np.float64]] = []
-        with self.meter.phase("inference"):
-            own = counted_flops(lambda: scores.append(run(texts)))
-        key = ("flops", *texts)
-        if key not in self.facts:
-            with self.meter.phase("flops"):
-                self.facts[key] = counted_flops(lambda: self.plain(texts))
-        self.flops = own / len(texts), self.facts[key] / len(texts)
+        scores: list[float] = []
+        before = self.meter.phases["inference"].seconds
+        with self.meter.phase("inference"):  # one by one: no padding to the longest
+            own = sum(counted_flops(lambda: scores.extend(run(texts[len(scores) : len(scores) + 1]).tolist())) for _ in texts)
+        self.flops_s = self.meter.phases["inference"].seconds - before
+        with self.meter.phase("flops"):
+            plain = sum(self._plain_flops(text) for text in texts)
+        self.flops = own / len(texts), plain / len(texts)
         reset_memory(self.device)
-        return scores[0]
+        return np.asarray(scores)
+
+    def _plain_flops(self, text: str) -> float:
+        key = ("flops", text)
+        if key not in self.facts:
+            self.facts[key] = counted_flops(lambda: self.plain([text]))
+        return self.facts[key]
+
+    def _per_level(self) -> float:
+        """Give what one input's repair at one level is of all repairs: levels are tried that one would do without."""
+        levels = len(self.repairs[0][1]) if self.repairs else 0
+        return 1 / (self.inputs * levels) if self.inputs and levels else 0.0
 
     def _times(self) -> dict[str, Any]:
-        texts, repaired = self.inputs, np.empty(0)
+        repaired = np.empty(0)
         if self.repairs:
             repaired = np.average([shares for _, shares in self.repairs], axis=0, weights=[n for n, _ in self.repairs])  # (levels,)
-        # of a purifier: the time to make the repaired text; levels are tried that one would do without
-        own = self.meter.phases["repair"].seconds / (texts * len(repaired)) if texts and len(repaired) else 0.0
+        own = self.meter.phases["repair"].seconds * self._per_level()  # of a purifier: the time to make the repaired text
         timed = [replace(one, defense_s=one.defense_s + own) for one in self.timed]
         both = [(one.plain_s, one.plain_s + one.defense_s) for one in timed if one.plain_s]
         samples = [round(1000 * defended, 6) for _, defended in both]
@@ -331,22 +350,40 @@ def by_length(texts: Sequence[str], size: int) -> list[NDArray[np.int64]]:
 
 
 def spread_by_length(texts: Sequence[str], most: int) -> NDArray[np.int64]:
-    """Give the rows of at most so many of the texts, one or more, evenly over their lengths."""
+    """Give the rows of at most so many of the texts, one or more: the middles of as many equal parts of them, by length."""
     order: NDArray[np.int64] = np.argsort([len(text.split()) for text in texts], kind="stable")
-    chosen: NDArray[np.int64] = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    parts = min(most, len(order))
+    chosen: NDArray[np.int64] = order[((np.arange(parts) + 0.5) * len(order) / parts).astype(int)]
     return chosen
+
+
+def paired(words: Sequence[float]) -> set[int]:
+    """Give the batches whose undefended prediction is timed as well: the middles of equal parts, and one per class of length."""
+    parts = min(PLAIN_BATCHES, len(words))
+    chosen = {int((part + 0.5) * len(words) / parts) for part in range(parts)}
+    for length in sorted({length_class(own) for own in words}):
+        same = [number for number, own in enumerate(words) if length_class(own) == length]
+        if not chosen.intersection(same):
+            chosen.add(same[len(same) // 2])
+    return chosen
+
+
+def length_class(words: float) -> int:
+    """Give the place of a number of words in `LENGTHS`, or their number for more."""
+    return next((place for place, end in enumerate(LENGTHS) if words <= end), len(LENGTHS))
 
 
 def classes(timed: Sequence[Timed]) -> tuple[Timed, ...]:
     """Give one entry per class of length: the means over its texts."""
     groups: dict[int, list[Timed]] = defaultdict(list)
     for one in timed:
-        groups[next((place for place, end in enumerate(LENGTHS) if one.words <= end), len(LENGTHS))].append(one)
+        groups[length_class(one.words)].append(one)
     return tuple(pooled(own) for _, own in sorted(groups.items()))
 
 
 def pooled(own: Sequence[Timed]) -> Timed:
-    """Give the means over the texts of several batches, one or more."""
+    """Give the means over the texts of several batches, one or more: of those alone that were timed both ways, if any was."""
+    own = [one for one in own if one.plain_s is not None] or own
     texts = sum(one.texts for one in own)
     plain = [(one.plain_s, one.texts) for one in own if one.plain_s is not None]
     return Timed(
@@ -370,8 +407,13 @@ def counted_flops(run: Callable[[], object]) -> float:
     def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
+    def product(inputs: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return int(2 * math.prod(inputs) * weight[0])
+
     # torch has no formula for the kernel that attention takes on a CPU (pytorch issue 195460)
-    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    own: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # nor for the product that rapbench.linear takes
+        own[torch.ops.mkldnn._linear_pointwise] = product
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         run()
     return float(counter.get_total_flops())
@@ -396,7 +438,9 @@ def reset_memory(device: str) -> float | None:
 
         torch.cuda.reset_peak_memory_stats(device)
         return round(torch.cuda.memory_allocated(device) / 2**20, 1)
-    with suppress(OSError):  # not Linux, or not allowed
+    with suppress(OSError, AttributeError):  # not Linux, or not allowed
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator holds back is not in use
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     return None

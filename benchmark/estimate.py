@@ -273,6 +273,7 @@ def sustained_tflops(hidden: int, inner: int, site: Site) -> float:
     texts = torch.ones(rows, hidden, device=site.device)
 
     def rounds(end: float) -> int:
+        torch.set_num_threads(site.threads)  # each thread has a number of its own
         done = 0
         while not done or perf_counter() < end:
             for _ in range(4):

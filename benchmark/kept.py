@@ -30,6 +30,12 @@ class Kept:
     _splits: dict[Hashable, Labelled] = field(default_factory=dict)
     _victims: dict[Hashable, Victim] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self.facts.clear()
+        self._splits.clear()
+        self._victims.clear()
+
     def split(self, key: Hashable, read: Callable[[], Labelled]) -> Labelled:
         """Give the texts and labels of a split; `read` is asked only where they are not kept."""
         own = self._splits.pop(key, None)
@@ -52,6 +58,6 @@ class Kept:
             self.reads.append(key)
             self._victims[key] = load()
         own = self._victims[key]
-        twin = copy.deepcopy(own, {id(own.tokenizer): own.tokenizer})  # the tokenizer is shared, as by `Victim.clone`
+        twin = copy.deepcopy(own)
         twin.model, twin.device = twin.model.to(device), device
         return twin

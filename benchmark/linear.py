@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T", bound="torch.nn.Module")
 AGREEMENT = 1e-5
 
 
 @contextmanager
 def onednn(model: torch.nn.Module) -> Iterator[None]:
     """Have the float32 linear layers of a model on a CPU multiply by oneDNN while the block runs; gradients, and theirs, too."""
-    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-
     forwards = _forwards()
     parts = [part for part in model.modules() if type(part) in forwards and _fits(part.weight)]
-    if not parts or is_in_torch_dispatch_mode() or not available():  # what counts operations, say, knows torch's own layers
+    if not parts or not available():
         yield
         return
     before = [vars(part).get("forward") for part in parts]
@@ -37,6 +36,16 @@ def onednn(model: torch.nn.Module) -> Iterator[None]:
             vars(part).pop("forward", None)
             if own is not None:
                 vars(part)["forward"] = own
+
+
+def plainly(model: T) -> T:
+    """Take torch's own forwards back into a model that was copied inside of such a block; give the model."""
+    forwards = _forwards()
+    for part in model.modules():
+        own = vars(part).get("forward")
+        if isinstance(own, MethodType) and own.__func__ is forwards.get(type(part)):
+            del vars(part)["forward"]
+    return model
 
 
 @cache
@@ -83,7 +92,7 @@ def _forwards() -> dict[type, Callable[[Any, torch.Tensor], torch.Tensor]]:
 def _plain(inputs: torch.Tensor) -> bool:
     import torch
 
-    return inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return inputs.dtype == torch.float32 and inputs.numel() > 0 and not torch.is_autocast_enabled("cpu")
 
 
 def _fits(weight: Any) -> bool:

@@ -19,7 +19,7 @@ from rapbench.artifacts import content_key, write_atomically
 from rapbench.cost import Cost
 from rapbench.errors import StoreError
 
-SCHEMA = 2
+SCHEMA = 3
 WRITERS = 8
 """Files on their way to the disk at once: it takes several in one go, and one by one each waits for it."""
 

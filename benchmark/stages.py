@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rapbench import data as data_rules
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
 from rapbench.artifacts import Store
-from rapbench.cost import FLOP_TEXTS, Gauge, Meter
+from rapbench.cost import Gauge, Meter
 from rapbench.errors import CellError, PluginError
 from rapbench.kept import Kept
 from rapbench.lab import Lab, rng
@@ -104,6 +104,8 @@ def run(job: Job, bench: Bench, registry: Registry | None = None, kept: Kept | N
     _settle(bench)
     store = Store(bench.store)
     provenance = {"stage": job.stage, "spec": dict(job.spec), "inputs": dict(job.inputs), "made_by": _made_by(bench)}
+    if job.stage in ("victim", "finetune") and kept is not None:
+        kept.clear()  # training needs the memory
     with store.attempt(job.key, provenance) as folder:
         STAGES[job.stage](Step(job, bench, store, folder, registry or discover(), kept or Kept()))
     return job.key
@@ -200,17 +202,17 @@ def score(step: Step) -> None:
     guarded = _load_victim(step, "victim")
     lab.meter.watch(guarded.model, "victim")
     texts, calibrates = _gated(step, guarded, lab)
-    gauge = Gauge(lab.meter, lab.device, guarded.probabilities, flop_texts=FLOP_TEXTS, facts=step.kept.facts)
+    gauge = Gauge(lab.meter, lab.device, guarded.probabilities, guarded.token_counts, step.kept.facts)
     with gauge.fitting():
         fitted = defense.fit(guarded, lab.heldout, lab)
-    paper = _scored(fitted, texts, guarded, gauge, defense.name)
+    paper = _scored(fitted, texts, guarded, defense.name, gauge)
     cost = gauge.cost(_dtype(step))
     strictly, strict = fitted, {name: _calibrating(name, own, calibrates[1]) for name, own in paper.items()}
     if defense.learns_from_protect_texts():
         built = replace(lab, heldout=lab.heldout.where(~calibrates[0]), meter=Meter())
         strictly = defense.fit(guarded, built.heldout, built)
         halved = {**texts, "heldout": [text for text, own in zip(texts["heldout"], calibrates[1], strict=True) if own]}
-        strict = _scored(strictly, halved, guarded, Gauge(built.meter, built.device, guarded.probabilities), defense.name)
+        strict = _scored(strictly, halved, guarded, defense.name)
     arrays = {f"{protocol}_{name}": own for protocol, part in (("paper", paper), ("strict", strict)) for name, own in part.items()}
     np.savez(step.folder / "scores.npz", **arrays)  # type: ignore[arg-type]
     notes = {"paper": dict(fitted.notes()), "strict": dict(strictly.notes())}
@@ -340,16 +342,22 @@ def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]],
 
 
 def _scored(
-    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, gauge: Gauge, name: str
+    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, name: str, gauge: Gauge | None = None
 ) -> dict[str, NDArray[Any]]:
     """Give the suspicion of each population and, of a purifier, its levels and which texts keep the protect label at each."""
+
+    def suspicion(some: Sequence[str]) -> NDArray[np.float64]:
+        return _checked_scores(fitted.suspicion(some), len(some), name)
+
     arrays: dict[str, NDArray[Any]] = {}
     for split, own in texts.items():
         phase = "calibration" if split == "heldout" else "inference"
-        arrays[f"{split}_suspicion"] = gauge.scored(phase, own, lambda some: _checked_scores(fitted.suspicion(some), len(some), name))
+        arrays[f"{split}_suspicion"] = gauge.scored(phase, own, suspicion) if gauge else suspicion(own)
         if isinstance(fitted, Purifier):
-            arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
-            arrays[f"{split}_kept"] = _kept(gauge.purified(phase, own, arrays["levels"].tolist(), fitted.purify), own, guarded)
+            levels = arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
+            purify = fitted.purify
+            repaired = gauge.purified(phase, own, levels.tolist(), purify) if gauge else [purify(own, level) for level in levels.tolist()]
+            arrays[f"{split}_kept"] = _kept(repaired, own, guarded)
     return arrays
 
 

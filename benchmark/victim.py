@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.hub import reachable
-from rapbench.linear import onednn
+from rapbench.linear import onednn, plainly
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ class Victim:
 
     def clone(self) -> Victim:
         """Give a copy with weights of its own, for a defense to change; its `undefended` still asks this victim."""
-        twin = Victim(copy.deepcopy(self.model), self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
+        twin = Victim(plainly(copy.deepcopy(self.model)), self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
         twin.compiled, twin.batch_tokens = self.compiled, self.batch_tokens
         twin._original = self._original or self
         return twin
@@ -141,6 +141,10 @@ class Victim:
             offsets = self.tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)["offset_mapping"]
             seen[row] = max((end for _, end in offsets), default=0)  # the special tokens stand at (0, 0)
         return seen
+
+    def token_counts(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Give how many tokens of each text the victim reads, shape (n,)."""
+        return np.asarray([len(row) for row in self._ids(texts)], dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Give the padded, truncated batch of these texts on the victim's device."""

@@ -449,7 +449,7 @@ def test_report_draws_the_curves_and_prints_the_file(folder, rapbench, tmp_path)
 
 @pytest.mark.parametrize("kind", ["cells", "curves", "probes"])
 @pytest.mark.parametrize(
-    ("content", "line"), [('{"schema_version": 1}', "has schema version 1, this rapbench reads 2: "), ('{"sch', "is no ")]
+    ("content", "line"), [('{"schema_version": 1}', "has schema version 1, this rapbench reads 3: "), ('{"sch', "is no ")]
 )
 def test_a_file_that_is_no_result_of_this_version_is_one_line(kind, content, line, folder, rapbench):
     path = folder / kind / "old.json"

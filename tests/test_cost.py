@@ -22,6 +22,7 @@ from rapbench.cost import (
     by_length,
     classes,
     counted_flops,
+    paired,
     peak_memory,
     reset_memory,
     spread_by_length,
@@ -127,7 +128,11 @@ def test_without_a_mask_every_place_is_a_token(untrained: Victim) -> None:
 
 
 def gauge(victim: Victim) -> Gauge:
-    return Gauge(watched(victim), "cpu", victim.probabilities)
+    return Gauge(watched(victim), "cpu", victim.probabilities, victim.token_counts)
+
+
+def ones(some: Sequence[str]) -> np.ndarray:
+    return np.ones(len(some), dtype=np.int64)
 
 
 def test_scores_come_back_in_the_order_of_the_texts_and_are_counted_per_phase(untrained: Victim) -> None:
@@ -158,26 +163,37 @@ def test_the_ratio_is_that_of_the_same_batch(monkeypatch: pytest.MonkeyPatch, un
 
         return run
 
-    own = Gauge(Meter(), "cpu", taking(0.002))
-    own.scored("inference", ["a b c"] * 64, taking(0.006))
+    own = Gauge(Meter(), "cpu", taking(0.002), ones)
+    own.scored("inference", ["a b c"] * 70, taking(0.006))
     cost = own.cost()
     assert cost.ratio == pytest.approx(4.0)  # (2 + 6) / 2 milliseconds
     assert cost.plain_ms_per_input == Spread(2.0, 2.0, 2.0)
     assert cost.ms_per_input == Spread(8.0, 8.0, 8.0)
-    assert cost.by_length == (Timed(3.0, 64, 0.006, 0.002),)
+    assert cost.samples_ms == (8.0, 8.0)
+    assert cost.by_length == (Timed(3.0, 64, 0.006, 0.002),)  # FLOPs were counted on six
+    assert cost.seconds == pytest.approx(64 * 0.006)
 
 
-def test_the_undefended_prediction_is_timed_on_eight_batches_at_most() -> None:
+def test_the_undefended_prediction_is_timed_on_eight_batches() -> None:
     asked: list[int] = []
 
     def plain(some: Sequence[str]) -> None:
         asked.append(len(some))
 
-    own = Gauge(Meter(), "cpu", plain)
+    own = Gauge(Meter(), "cpu", plain, ones)
+    own.flops = 0.0, 0.0
     own.scored("inference", ["so"] * (32 * 20), lambda some: np.zeros(len(some)))
-    assert len(asked) == 7  # every third of twenty
+    assert asked == [32] * 8
     own.scored("calibration", ["so"] * 64, lambda some: np.zeros(len(some)))
-    assert len(asked) == 7
+    assert len(asked) == 8
+
+
+def test_batches_with_an_undefended_prediction_are_the_middles_of_equal_parts_and_one_of_each_class() -> None:
+    assert paired([10.0] * 16) == {1, 3, 5, 7, 9, 11, 13, 15}
+    assert paired([10.0, 12.0]) == {0, 1}
+    # of 24 batches the middles are 1, 4, ..., 22; the last is the only one of its class
+    assert paired([10.0] * 23 + [400.0]) == {1, 4, 7, 10, 13, 16, 19, 22, 23}
+    assert paired([]) == set()
 
 
 def test_batches_hold_texts_of_similar_length() -> None:
@@ -186,15 +202,16 @@ def test_batches_hold_texts_of_similar_length() -> None:
 
 
 def test_lengths_are_pooled_by_class() -> None:
-    # 10 and 14 words are of the class up to 15, 16 of the next; the mean weighs by texts, the undefended one where it was timed
-    got = classes([Timed(10, 1, 0.004, None), Timed(14, 3, 0.008, 0.002), Timed(16, 2, 0.02, 0.01)])
-    assert got == (Timed(13.0, 4, 0.007, 0.002), Timed(16, 2, 0.02, 0.01))
+    # 10 and 14 words are of the class up to 15, 16 and 20 of the next; the mean weighs by texts, of batches timed both ways
+    timed = [Timed(10, 1, 0.004, 0.006), Timed(14, 3, 0.008, 0.002), Timed(14, 9, 1.0), Timed(16, 2, 0.02), Timed(20, 2, 0.04)]
+    assert classes(timed) == (Timed(13.0, 4, 0.007, 0.003), Timed(18.0, 4, 0.03, None))
 
 
 def test_texts_are_taken_evenly_over_their_lengths() -> None:
     texts = ["a " * n for n in (9, 1, 5, 3, 7)]
-    assert spread_by_length(texts, 3).tolist() == [1, 2, 0]
-    assert len(spread_by_length(texts, 99)) == 5
+    assert spread_by_length(texts, 1).tolist() == [2]
+    assert spread_by_length(texts, 3).tolist() == [1, 2, 0]  # places 0.83, 2.5 and 4.17 of 1, 3, 5, 7, 9 words
+    assert sorted(spread_by_length(texts, 99).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_the_flops_of_a_matrix_product_are_two_per_multiplication() -> None:
@@ -211,8 +228,8 @@ def test_the_flops_of_a_prediction_are_those_of_its_layers_attention_included(un
 
 
 def test_flops_are_counted_on_a_few_inputs_that_are_scored_there_once(untrained: Victim) -> None:
-    own = Gauge(watched(untrained), "cpu", untrained.probabilities, flop_texts=2)
-    texts, scored = ["so", "the film", "a day was", "so it was so"], []
+    own, scored = gauge(untrained), list[str]()
+    texts = ["so", "the film", "a day was", "so it was so", "so", "it", "a", "day"]
 
     def run(some: Sequence[str]) -> np.ndarray:
         scored.extend(some)
@@ -220,10 +237,10 @@ def test_flops_are_counted_on_a_few_inputs_that_are_scored_there_once(untrained:
 
     got = own.scored("inference", texts, run)
     assert got == pytest.approx(untrained.protect_probability(texts), abs=1e-6)
-    assert scored == ["so", "so it was so", "the film", "a day was"]  # the shortest and the longest apart
+    assert sorted(scored) == sorted(texts)
     cost = own.cost()
     assert cost.flops_per_input == 2 * (cost.plain_flops_per_input or 0)
-    assert (cost.inputs, cost.victim_rows_per_input, sum(one.texts for one in cost.by_length)) == (4, 2.0, 2)
+    assert (cost.inputs, cost.victim_rows_per_input, sum(one.texts for one in cost.by_length)) == (8, 2.0, 2)
     own.scored("inference", ["it"], run)  # counted once
     assert own.flops == (cost.plain_flops_per_input, cost.plain_flops_per_input)
 
@@ -232,9 +249,9 @@ def test_the_undefended_flops_of_a_victim_are_counted_once() -> None:
     calls: list[int] = []
     facts: dict[Hashable, float] = {}
     for _ in range(2):
-        own = Gauge(Meter(), "cpu", lambda some: calls.append(len(some)), flop_texts=2, facts=facts)
+        own = Gauge(Meter(), "cpu", lambda some: calls.append(len(some)), ones, facts)
         own.scored("inference", ["a", "b"], lambda some: np.zeros(len(some)))
-    assert calls == [2]
+    assert calls == [1, 1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
@@ -257,12 +274,37 @@ def purifying(texts: Sequence[str], level: float) -> list[str]:
 
 
 def test_the_share_of_repaired_texts_is_counted_by_level() -> None:
-    own = Gauge(Meter(), "cpu", lambda some: None)
-    own.scored("inference", ["aaa", "bb", "c", "d"], lambda some: np.zeros(4))
+    own = Gauge(Meter(), "cpu", lambda some: None, ones)
+    own.scored("inference", ["aaa", "bb", "c", "d"], lambda some: np.zeros(len(some)))
     found = own.purified("inference", ["aaa", "bb", "c", "d"], [1.0, 2.0, 9.0], purifying)
     assert found[1] == ["a", "bb", "c", "d"]
     own.purified("calibration", ["aaaa"], [1.0, 2.0, 9.0], purifying)  # held-out texts are none of the inputs
     assert own.cost().repaired == (0.5, 0.25, 0.0)
+
+
+def test_work_done_while_repairing_is_counted_for_one_level(untrained: Victim) -> None:
+    own = gauge(untrained)
+
+    def busy(texts: Sequence[str], level: float) -> list[str]:
+        own.meter.add("lm", rows=10 * len(texts), tokens=30 * len(texts))
+        untrained.probabilities(list(texts) * 3)
+        return list(texts)
+
+    own.purified("calibration", ["the film"] * 9, [1.0, 2.0], busy)
+    own.scored("inference", ["the film"] * 4, lambda some: np.zeros(len(some)))
+    own.purified("inference", ["the film"] * 4, [1.0, 2.0], busy)
+    cost = own.cost()
+    assert (cost.victim_rows_per_input, cost.victim_tokens_per_input, cost.plain_tokens_per_input) == (4.0, 16.0, 4.0)
+    assert (cost.helper_rows_per_input, cost.helper_tokens_per_input) == ({"lm": 10.0}, {"lm": 30.0})
+
+
+def test_a_call_that_fails_is_not_counted(untrained: Victim) -> None:
+    meter = watched(untrained)
+    with meter.phase("inference"):
+        with pytest.raises(IndexError):
+            untrained.model(input_ids=torch.tensor([[10**6]]))
+        untrained.probabilities(["so"])
+    assert meter.phases["inference"].by["victim"].rows == 1
 
 
 def test_a_level_costs_the_prediction_of_its_repaired_texts() -> None:
@@ -271,6 +313,7 @@ def test_a_level_costs_the_prediction_of_its_repaired_texts() -> None:
         fit_s=1.0,
         victim_rows_per_input=1.0,
         victim_tokens_per_input=10.0,
+        plain_tokens_per_input=8.0,
         flops_per_input=100.0,
         plain_flops_per_input=100.0,
         ms_per_input=Spread(3.0, 2.5, 3.5),
@@ -281,7 +324,7 @@ def test_a_level_costs_the_prediction_of_its_repaired_texts() -> None:
         repaired=(0.5, 0.25),
     )
     got = cost.at_level(0)
-    assert (got.victim_rows_per_input, got.victim_tokens_per_input, got.flops_per_input) == (1.5, 15.0, 150.0)
+    assert (got.victim_rows_per_input, got.victim_tokens_per_input, got.flops_per_input) == (1.5, 14.0, 150.0)
     assert got.samples_ms == (3.5, 4.5)
     assert (got.ms_per_input, got.ratio) == (Spread(4.0, 3.5, 4.5), 2.0)
     assert (got.by_length, got.repaired) == ((Timed(3, 4, 0.002, 0.002),), (0.5,))

@@ -130,6 +130,20 @@ def test_operations_are_counted_as_ever(untrained: Any) -> None:
     assert counted_flops(lambda: untrained.probabilities(["so"])) == expected
 
 
+def test_a_product_of_no_rows_is_torchs_own() -> None:
+    own = layer()
+    with onednn(own):
+        inputs = torch.empty(0, 6, requires_grad=True)
+        own(inputs).sum().backward()
+    assert inputs.grad is not None
+
+
+def test_a_clone_made_inside_has_torchs_own_layers(untrained: Any) -> None:
+    with onednn(untrained.model):
+        twin = untrained.clone()
+    assert not any("forward" in vars(part) for part in twin.model.modules())
+
+
 def test_without_onednn_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "available", lambda: False)
     own = layer()

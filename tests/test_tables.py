@@ -521,7 +521,7 @@ def test_a_result_of_schema_1_says_what_to_do(tmp_path):
     with pytest.raises(StoreError) as told:
         read(tmp_path)
     assert str(told.value) == (
-        f"{str(path)!r} has schema version 1, this rapbench reads 2: "
+        f"{str(path)!r} has schema version 1, this rapbench reads 3: "
         "run the same command again with --out on another folder, or read it with the rapbench that wrote it"
     )
 
@@ -530,12 +530,12 @@ def test_a_result_of_schema_1_says_what_to_do(tmp_path):
     "content",
     [
         b"",
-        b'{"schema_version": 2, "dataset": "de',
+        b'{"schema_version": 3, "dataset": "de',
         b"[1, 2]",
         b"\xff\xfe\x00",
-        b'{"schema_version": 2, "dataset": "demo"}',
-        b'{"schema_version": 2, "intervals": {"far": 3}}',
-        b'{"schema_version": 2, "warnings": 3}',
+        b'{"schema_version": 3, "dataset": "demo"}',
+        b'{"schema_version": 3, "intervals": {"far": 3}}',
+        b'{"schema_version": 3, "warnings": 3}',
         b"null",
     ],
 )

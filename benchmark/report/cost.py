@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tabulate import tabulate
 
-from rapbench.cost import LENGTHS, Cost, Spread, Timed, pooled, published
+from rapbench.cost import LENGTHS, Cost, Spread, Timed, length_class, pooled, published
 from rapbench.errors import StoreError
 from rapbench.report.forms import csv_text, drawing
 from rapbench.results import Record
@@ -24,8 +24,8 @@ HEADS = ["dataset", "attack", "victim", "defense", "victim rows", "helper rows",
 HEADS += ["fit s", "fit rows", "MiB fit", "MiB scoring", "bench"]
 LENGTH_HEADS = ["words", "defense", "texts", "ms undefended", "ms defended", "x time"]
 FOOT = (
-    "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (padding included; counted on "
-    "other texts, torch work only), milliseconds as median [quartiles] over batches of texts of similar length, x: times that of one "
+    "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (torch's work, counted on six "
+    "texts of all lengths), milliseconds as median [quartiles] over batches of texts of similar length, x: times that of one "
     "undefended prediction in the same run. Helper: another model, like ONION's language model. A purifier at its level for the smallest "
     "allowed FRR. Fit: once per victim. MiB: highest memory in use, of the process or of the accelerator, in brackets before the fit."
 )
@@ -96,7 +96,7 @@ def lengths(measured: Sequence[Measured]) -> dict[str, list[Timed]]:
     for one in measured:
         for timed in one.cost.by_length:
             own = found.setdefault(one.record.defense, {})
-            own.setdefault(_class(timed.words), []).append(timed)
+            own.setdefault(length_class(timed.words), []).append(timed)
     return {defense: [pooled(own) for _, own in sorted(by.items())] for defense, by in sorted(found.items())}
 
 
@@ -157,7 +157,7 @@ def _length_rows(measured: Sequence[Measured]) -> list[list[str]]:
         for one in timed:
             plain, defended = one.plain_s, one.defense_s + (one.plain_s or 0.0)
             figures = [NONE] * 3 if not plain else [f"{1000 * plain:.2f}", f"{1000 * defended:.2f}", f"{defended / plain:.2f}"]
-            rows.append((_class(one.words), [_class_name(_class(one.words)), defense, str(one.texts), *figures]))
+            rows.append((length_class(one.words), [_class_name(length_class(one.words)), defense, str(one.texts), *figures]))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
@@ -201,10 +201,6 @@ def _csv(measured: Sequence[Measured], others: Sequence[Record]) -> str:
         rows.append([*_names(one.record).values(), "ok", None, *(getattr(one.cost, name) for name in plain), *parts, *helpers])
     rows += [[*_names(one).values(), one.status, one.reason, *[None] * (len(heads) - len(_names(one)) - 2)] for one in others]
     return csv_text(heads, rows)
-
-
-def _class(words: float) -> int:
-    return next((place for place, end in enumerate(LENGTHS) if words <= end), len(LENGTHS))
 
 
 def _class_name(place: int) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rapbench.errors import CellError, VictimError
 from rapbench.hub import reachable
@@ -134,7 +135,8 @@ class Causal:
             return False
         size = min(max(1 << (length - 1).bit_length(), SMALLEST_CHECK), self.reading.window)
         if size not in self._agrees:
-            self._agrees[size] = self._agree(size)
+            with _disable_current_modes():  # or a count of operations takes the check for the text's
+                self._agrees[size] = self._agree(size)
         return self._agrees[size]
 
     def path(self) -> str:
@@ -148,7 +150,11 @@ class Causal:
         """Compare both ways to score on a text of `size` drawn tokens and variants whose rests fill a row."""
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return False
-        text = np.random.default_rng(0).integers(len(self.tokenizer), size=size).tolist()
+        text = (
+            np.random.default_rng(0)
+            .integers(min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings), size=size)
+            .tolist()
+        )
         early = np.linspace(0, size // 2, 2 + 2 * self._row_tokens // size, dtype=int)  # a rest is long where little is kept
         rows = [text, *([*text[:place], *text[place + 1 :]] for place in sorted({*early.tolist(), size - 1}))]
         try:
