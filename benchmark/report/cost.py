@@ -120,11 +120,16 @@ def draw(records: Sequence[Record], file: Path) -> None:
 
 
 def _axis(axis: Axes, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     axis.set_xlabel("words per text")
     axis.set_ylabel(label)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.grid(lw=0.3, which="both")
+    for scale, side in ((axis.set_xscale, axis.xaxis), (axis.set_yscale, axis.yaxis)):
+        scale("log")
+        side.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        side.set_minor_locator(NullLocator())
+    axis.grid(lw=0.3)
 
 
 def _row(one: Measured) -> list[str]:
