@@ -9,7 +9,6 @@ timing, which warms up as well.
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import os
 import platform
@@ -439,7 +438,6 @@ def reset_memory(device: str) -> float | None:
         torch.cuda.reset_peak_memory_stats(device)
         return round(torch.cuda.memory_allocated(device) / 2**20, 1)
     with suppress(OSError, AttributeError):  # not Linux, or not allowed
-        gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator holds back is not in use
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
