@@ -9,6 +9,7 @@ import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import datasets
 
 STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev", "heldout"), "test": ("test",)}
+MOST_BYTES = 4 << 30
+"""Bytes of a text file, once a .gz is unpacked: a gzip file of 4 MB can hold that many."""
+MOST_LINE = 64 << 20
+MOST_SHOWN = 20
+PIECE = 1 << 20
 READERS = {"csv": "csv", "csv.gz": "csv", "tsv": "csv", "tsv.gz": "csv", "jsonl": "json", "jsonl.gz": "json", "parquet": "parquet"}
 
 
@@ -35,7 +41,7 @@ class Source:
 
 def split_files(folder: Path, name: str) -> dict[str, list[Path]]:
     """Give the file of each split in the folder; train and test must be there, and none may be there twice."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise DataError(f"{name}: path={str(folder)!r} is no folder; it should hold train.csv and test.csv (or .csv.gz, .jsonl, .parquet)")
     files = {split: found for split, stems in STEMS.items() if (found := named(folder, stems, name))}
     for split in ("train", "test"):
@@ -46,9 +52,15 @@ def split_files(folder: Path, name: str) -> dict[str, list[Path]]:
 
 def named(folder: Path, stems: Sequence[str], name: str) -> list[Path]:
     """Give the one data file of the folder that is called by one of the stems, or an empty list."""
-    found = [path for path in sorted(folder.iterdir()) if _stem(path) in stems and _suffix(path) in READERS]
+    try:
+        found = [path for path in sorted(folder.iterdir()) if _stem(path) in stems and _suffix(path) in READERS]
+    except OSError as error:
+        raise DataError(f"{name}: {folder} cannot be read: {error.strerror}") from None
     if len(found) > 1:
         raise DataError(f"{name}: {folder} has {found[0].name} and {found[1].name} for one split: keep one")
+    for path in found:
+        if not path.is_file():  # a pipe would be waited for, a device has no end
+            raise DataError(f"{name}: {path} is no file")
     return found
 
 
@@ -62,7 +74,9 @@ def table(paths: Sequence[Path], columns: Mapping[str, str | None], name: str) -
     for path in paths:
         _check_header(path, columns, name)
     try:
-        return _load(paths, list(columns)).select_columns(list(columns))
+        rows = _load(paths, list(columns)).select_columns(list(columns))
+        rows.data.validate(full=True)  # Parquet may hold strings that are no UTF-8, and nobody else looks
+        return rows
     # EOFError: a gzip file that was cut off
     except (DatasetsError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{name}: {_names(paths)} cannot be read: {_reason(error)}") from error
@@ -73,8 +87,11 @@ def digest(paths: Iterable[Path]) -> str:
     total = hashlib.blake2b(digest_size=16)
     for path in paths:
         total.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        try:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
     return total.hexdigest()
 
 
@@ -95,6 +112,14 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
+def _is_folder(path: Path) -> bool:
+    """Tell whether this is a folder; a name that no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _stem(path: Path) -> str:
     return path.name.partition(".")[0]
 
@@ -105,14 +130,33 @@ def _suffix(path: Path) -> str:
 
 def _check_header(path: Path, columns: Mapping[str, str | None], name: str) -> None:
     try:
+        _check_bytes(path)
         found = _header(path)
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+    # EOFError and zlib.error: a gzip file that was cut off or damaged; RecursionError: JSON nested too deep
+    except (OSError, ValueError, EOFError, csv.Error, zlib.error, RecursionError) as error:
         raise DataError(f"{name}: {path} cannot be read: {_reason(error)}") from error
     for column, option in columns.items():
         if column not in found:
-            there = ", ".join(repr(own) for own in found) or "none"
+            there = ", ".join([repr(own)[:80] for own in found[:MOST_SHOWN]] + ["..."] * (len(found) > MOST_SHOWN)) or "none"
             remedy = f"; say {name}:{option}=COLUMN" if option else ""
             raise DataError(f"{name}: {path} has no column {column!r}, its columns are {there}{remedy}")
+
+
+def _check_bytes(path: Path) -> None:
+    """Refuse, piece by piece, text that is too much for this machine or none: far too many bytes, no line's end, zero bytes."""
+    suffix, size, line = _suffix(path), 0, 0
+    if READERS[suffix] == "parquet":
+        return
+    with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
+        while piece := file.read(PIECE):
+            size += len(piece)
+            line = len(piece) - end - 1 if (end := piece.rfind(b"\n")) >= 0 else line + len(piece)
+            if size > MOST_BYTES:
+                raise ValueError(f"it holds more than {MOST_BYTES >> 30} GiB of text")
+            if line > MOST_LINE:
+                raise ValueError(f"it holds a line of more than {MOST_LINE >> 20} MiB")
+            if b"\0" in piece:
+                raise ValueError("it holds a zero byte, so it is no text")
 
 
 def _header(path: Path) -> list[str]:
@@ -125,12 +169,23 @@ def _header(path: Path) -> list[str]:
         if READERS[suffix] == "json":
             first = json.loads(next((line for line in file if line.strip()), "{}"))
             return list(first) if isinstance(first, dict) else []
-        lines = csv.reader(file, **_dialect(suffix))
-        header, first = next(lines, []), next((line for line in lines if line), [])
+        with _long_fields():
+            lines = csv.reader(file, **_dialect(suffix))
+            header, first = next(lines, []), next((line for line in lines if line), [])
     # pandas would take the surplus of the first row as an index, and shift every column; later rows it refuses itself
     if len(first) > len(header) > 0:
         raise ValueError(f"row 0 has {len(first)} fields under {len(header)} columns: a text with commas needs quotes")
     return header
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let Python's csv read texts that are longer than 128 KiB, as pandas' does, meanwhile."""
+    before = csv.field_size_limit(MOST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _dialect(suffix: str) -> dict[str, Any]:

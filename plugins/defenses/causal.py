@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rapbench.errors import CellError, VictimError
 from rapbench.hub import reachable
+from rapbench.linear import onednn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,9 +113,10 @@ class Causal:
         """Give the mean negative log likelihood of each row's scored tokens, shape (n,); NaN where there is none."""
         total, scored = np.zeros(len(rows)), np.zeros(len(rows))
         windows = (window for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
-        for batch in _batches(windows, self.reading.batch_tokens):
-            np.add.at(total, [row.owner for row in batch], self._nll(batch))
-            np.add.at(scored, [row.owner for row in batch], [len(row.ids) - row.first for row in batch])
+        with onednn(self.model):
+            for batch in _batches(windows, self.reading.batch_tokens):
+                np.add.at(total, [row.owner for row in batch], self._nll(batch))
+                np.add.at(scored, [row.owner for row in batch], [len(row.ids) - row.first for row in batch])
         return _mean(total, scored)
 
     def leave_one_out(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -172,8 +174,9 @@ class Causal:
     @torch.inference_mode()
     def _leave_one_out(self, rows: Sequence[Sequence[int]], reach: int) -> NDArray[np.float64]:
         text, rests = rows[0], [Rest.of(ids, rows[0], reach) for ids in rows[1:]]
-        cache, own, first = self._read(text, rests)
-        near = np.concatenate([np.empty(0), *(self._pack(row, cache, len(text)) for row in _packs(rests, self._row_tokens))])
+        with onednn(self.model):
+            cache, own, first = self._read(text, rests)
+            near = np.concatenate([np.empty(0), *(self._pack(row, cache, len(text)) for row in _packs(rests, self._row_tokens))])
         sums = np.concatenate([[0.0], np.cumsum(own)])  # (tokens,): up to each token
         before = sums[[max(rest.kept - 1, 0) for rest in rests]]
         far = sums[-1] - sums[[rest.end + len(text) - len(rest.ids) - 1 for rest in rests]]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rapbench.api import Defense, Labelled, Purifier, Work, option
 from rapbench.errors import CellError
-from rapbench.linear import onednn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,8 +161,7 @@ class _CausalScorer:
 
     def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
         """Compute the variants of one text only at once: its scores are then the same to the bit in any company."""
-        with onednn(self.model.model):
-            return [self._leave_one_out(text.variants()) for text in texts]
+        return [self._leave_one_out(text.variants()) for text in texts]
 
     def _leave_one_out(self, variants: Sequence[str]) -> NDArray[np.float64]:
         """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
