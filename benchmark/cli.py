@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench import cli_bench, cli_cost, cli_paper, cli_run
+from rapbench import cli_bench, cli_cache, cli_cost, cli_paper, cli_run
 from rapbench.cli_run import Json
 from rapbench.errors import RapbenchError, SpecError
 
@@ -138,6 +138,7 @@ app.command()(cli_paper.report)
 app.command()(cli_paper.compare)
 app.command()(cli_cost.cost)
 app.command()(cli_bench.bench)
+app.add_typer(cli_cache.cache, name="cache")
 
 
 def _with_default_grid(arguments: Sequence[str]) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,11 +20,15 @@ from rapbench.api import Attack, Dataset, Defense
 from rapbench.errors import GridError, SpecError
 from rapbench.lab import rng
 from rapbench.protocol import PROTOCOLS
-from rapbench.registry import Registry, build, spec_of, split_spec, unknown
+from rapbench.registry import Registry, build, spec_of, split_spec, text_fault, unknown
 from rapbench.victim import Recipe
 
 Spec = str | dict[str, Any]
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+MAX_VALUES = 100_000
+"""Values in a grid file, keys and collections included."""
+MAX_CELLS = 200_000
 
 
 class Victims(BaseModel):
@@ -37,6 +44,11 @@ class Victims(BaseModel):
     """What the user's fine-tuning does otherwise than the victim's recipe says."""
     attacks: list[Spec] = Field(min_length=1)
     seeds: list[int] = Field(default=[1234], min_length=1)
+
+    @property
+    def size(self) -> int:
+        """How many cells the block comes to, under one protocol."""
+        return math.prod(max(1, len(value)) for value in vars(self).values() if isinstance(value, list))
 
 
 class Block(Victims):
@@ -230,14 +242,67 @@ def _blocks(content: Any, where: str, cls: type[B]) -> list[B]:
     own = content.get("blocks", [{}])
     if not isinstance(own, list) or not own or not all(isinstance(block, dict) for block in own):
         raise GridError(f"grid {where!r}: blocks is no list of mappings, at least one")
-    return [checked_block({**shared, **block}, f"grid {where!r}", cls) for block in own]
+    blocks: list[B] = []
+    cells = 0
+    for block in own:  # counted one by one: very many blocks are not even checked
+        blocks.append(checked_block({**shared, **block}, f"grid {where!r}", cls))
+        cells += blocks[-1].size * len(PROTOCOLS)
+        if cells > MAX_CELLS:
+            raise GridError(f"grid {where!r} comes to more than {MAX_CELLS:,} cells: split it into several")
+    return blocks
+
+
+class _Loader(yaml.SafeLoader):
+    """The YAML of a grid: plain values alone, each written once, nothing that grows when it is read."""
+
+    depth = 0
+    values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Give the next value, which is no alias (a few of them stand for billions of values), not too deep, not too many."""
+        if self.check_event(yaml.AliasEvent):
+            self.refuse("has an alias (*name): write the value out, or put what blocks share beside them")
+        self.depth, self.values = self.depth + 1, self.values + 1
+        if self.depth > MAX_DEPTH:
+            self.refuse(f"is nested deeper than {MAX_DEPTH} levels")
+        if self.values > MAX_VALUES:
+            self.refuse(f"has more than {MAX_VALUES:,} values")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and (fault := text_fault(node.value)):
+            self.refuse(f"has a value that {fault}")
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Give a mapping; of a key that stands twice YAML would keep the last without a word."""
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if keys and (most := keys.most_common(1)[0])[1] > 1:
+            self.refuse(f"gives {most[0]!r} twice")
+        return super().construct_mapping(node, deep)
+
+    def construct_integer(self, node: Any) -> int:
+        value = int(self.construct_yaml_int(node))
+        if abs(value) >= 1 << 63:
+            self.refuse(f"has an integer of {value.bit_length()} bits, at most 63 make sense")
+        return value
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise GridError(f"grid {self.name!r} {reason}")
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def _yaml(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise GridError(f"the grid {str(path)!r} is no file")  # a pipe would be waited for, a device has no end
+        if found.st_size > MAX_BYTES:
             raise GridError(f"grid {str(path)!r} is larger than 1 MiB")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader.name = str(path)
+        return loader.get_single_data()
     except OSError as error:
         raise GridError(f"cannot read the grid {str(path)!r}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2020-99-99

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -26,6 +26,9 @@ Kind = Literal["dataset", "attack", "defense"]
 Plugin = Dataset | Attack | Defense
 BASES: dict[Kind, type] = {"dataset": Dataset, "attack": Attack, "defense": Defense}
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+MAX_SPEC = 10_000
+"""Characters of a spec, or of one value where it is a mapping."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
 
@@ -95,7 +98,8 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Word an unknown name: what it was, what is near, what there is."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" (there are: {', '.join(choices) or 'none'})"
+    meant = f", did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {_shown(name)}{meant} (there are: {', '.join(choices) or 'none'})"
 
 
 def split_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -103,6 +107,9 @@ def split_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
     Inside quotes a comma is a comma, and a doubled quote is a quote.
     """
+    for text in _texts(spec):
+        if fault := text_fault(text):
+            raise SpecError(f"the spec {_shown(text)} {fault}")
     if isinstance(spec, Mapping):
         if "name" not in spec:
             raise SpecError(f"{dict(spec)!r} has no name: write {{name: strip, copies: 20}}")
@@ -123,6 +130,15 @@ def split_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name.strip(), options
 
 
+def text_fault(text: str) -> str | None:
+    """Say why this is no name, option or value anywhere, or None; it would fail where files and tables are written."""
+    if len(text) > MAX_SPEC:
+        return f"is too long: {len(text):,} characters, at most {MAX_SPEC:,} make sense"
+    if "\0" in text or SURROGATE.search(text):
+        return "holds what is no text: a zero byte, or half of a surrogate pair"
+    return None
+
+
 def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     """Make a dataclass of plain or textual options; a SpecError names the option that was wrong."""
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
@@ -136,7 +152,7 @@ def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"][:1])
-        messages = [own["msg"].removeprefix("Value error, ") for own in error.errors() if own["loc"][:1] == first["loc"][:1]]
+        messages = [_line(own["msg"]).removeprefix("Value error, ") for own in error.errors() if own["loc"][:1] == first["loc"][:1]]
         message = ", or ".join(dict.fromkeys(own[:1].lower() + own[1:] for own in messages))  # several where a type has several
         value = "" if first["type"] == "missing" else f"={first['input']!r}"
         raise SpecError(f"{where}: " + (f"{option}{value}: {message}" if option else message)) from None
@@ -172,8 +188,29 @@ def _twice(one: Found, other: Found) -> str:
     return f"two packages bring the {one.kind} {one.name!r}: {one.package} and {other.package}; uninstall one"
 
 
+def _texts(value: object) -> Iterator[str]:
+    """Give the texts in a spec, the keys of mappings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in (*value, *value.values()):
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
+def _shown(text: str) -> str:
+    """Give a text as an error quotes it: on one line, its start alone where it is very long."""
+    return repr(text) if len(text) <= 300 else f"{text[:80]!r}... ({len(text):,} characters)"
+
+
 def _unquoted(text: str) -> str:
     return re.sub(r'"((?:[^"]|"")*)"', lambda quoted: quoted[1].replace('""', '"'), text)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _finite(value: object) -> bool:

@@ -6,6 +6,7 @@ import copy
 import gc
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.hub import reachable
 from rapbench.linear import onednn, plainly
@@ -28,6 +30,7 @@ MINILM = "minilm-l6"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BATCH_TOKENS_CPU = 1024  # small batches stay in the cache: 1.2 times faster than 4096 here
 BATCH_TOKENS_ACCELERATOR = 32768
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 """What the messages of torch's allocators say, in small letters."""
 
@@ -264,8 +267,7 @@ class Victim:
 
         With `n_labels` it is about to be fine-tuned: a head of another size is replaced by a fresh one.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         place = model_source(str(source))
         offline = isinstance(place, Path) or not reachable()
@@ -276,13 +278,20 @@ class Victim:
         if attention is not None:
             fresh["attn_implementation"] = attention
         try:
+            if isinstance(place, Path):
+                config = AutoConfig.from_pretrained(place, **safe, **fresh)
+                check_shapes(place, config, AutoModelForSequenceClassification, new_head=n_labels is not None)
             tokenizer = AutoTokenizer.from_pretrained(place, **safe)
             model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **fresh)
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        except VictimError:
+            raise
+        except Exception as error:  # `tokenizers` raises nothing narrower, and what breaks here is the model, whoever made it
             raise VictimError(_cannot_load(str(source), error)) from error
         if not _has_word_embeddings(model):
             raise VictimError(f"the model {str(source)!r} has no word-embedding matrix: choose a token-based classifier")
-        longest = min(max_length, tokenizer.model_max_length, _positions(model))
+        if isinstance(place, Path):
+            check_tokenizer(place, tokenizer, len(model.get_input_embeddings().weight))
+        longest = _longest(max_length, tokenizer.model_max_length, _positions(model), str(source))
         return cls(model.to(device), tokenizer, target_label, longest, device, scoring, compiled)
 
 
@@ -290,16 +299,12 @@ def model_source(name: str) -> str | Path:
     """Give what `from_pretrained` takes: the checked embedded folder, a local folder, or the hub id as it is."""
     if name == MINILM:
         return _embedded_minilm()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            raise VictimError(
-                f"{name!r} holds no .safetensors file; a pickle (pytorch_model.bin) is never loaded: save the model with safetensors"
-            )
+    if (folder := _folder(name)) is not None:
+        check_folder(folder)
         return folder
     if name.startswith((".", "/", "~")):
         raise VictimError(f"there is no folder {name!r}: give a model folder, a hub id, or {MINILM}")
-    if name.count("/") > 1 or ".." in name:
+    if not HUB_ID.fullmatch(name) or ".." in name:
         raise VictimError(f"{name!r} is neither a folder nor a hub id of the form owner/name")
     return name
 
@@ -314,8 +319,20 @@ def model_fingerprint(name: str, revision: str | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(place.iterdir()):
         if path.suffix in (".safetensors", ".json", ".txt"):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                for piece in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(piece)
     return digest.hexdigest()
+
+
+def _folder(name: str) -> Path | None:
+    """Give the local folder of this name, or None; a name that no file system takes is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # too long; ~ of a user that there is not
+        return None
 
 
 def _embedded_minilm() -> Path:
@@ -359,9 +376,17 @@ def _has_word_embeddings(model: Any) -> bool:
         return False
 
 
-def _positions(model: Any) -> int:
-    """Give how many positions the model has; models without a table of them have no bound."""
-    return int(getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
+def _positions(model: Any) -> Any:
+    """Give how many positions the model has by its settings; models without a table of them have no bound."""
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+
+
+def _longest(asked: int, tokenizers: Any, positions: Any, name: str) -> int:
+    """Give the tokens that a text may have; a VictimError where the model's files set it to what is no length."""
+    for bound in (tokenizers, positions):
+        if not isinstance(bound, int | float) or not bound >= 1:
+            raise VictimError(f"the model {name!r} takes texts of at most {bound!r} tokens by its own files: there it should be 1 or more")
+    return int(min(asked, tokenizers, positions))
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -224,7 +224,7 @@ def test_a_victim_s_folder_may_have_commas_in_its_name():
         ("datasets: [demo\n", "is no YAML"),
         ("datasets: 2020-99-99\n", "is no YAML"),
         ("a: \x00\n", "is no YAML"),
-        ("[" * 100_000, "is no YAML"),
+        ("[" * 100_000, "is nested deeper than 20 levels"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused_in_one_line(text, reason, cells):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MISSING = "--"
 SUFFIXES = (".svg", ".png", ".pdf")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with to some spreadsheet; the last four are the full-width forms of the first four."""
 
 TEX = {
     "\\": r"\textbackslash{}",
@@ -94,8 +96,7 @@ def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Give CSV: no text is a formula to a spreadsheet, no value is an empty field."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([_harmless(value) if isinstance(value, str) else value for value in row] for row in rows)
+    writer.writerows([_harmless(value) for value in row] for row in (heads, *rows))
     return stream.getvalue().removesuffix("\n")
 
 
@@ -181,8 +182,12 @@ def _csv_row(laid: Laid, row: Sequence[Entry], *, first: bool) -> list[str]:
     return [*("" if entry.text == MISSING else entry.text for entry in row), "; ".join([*notes, *(laid.remarks if first else [])])]
 
 
-def _harmless(text: str) -> str:
-    return ("'" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else "") + text.replace("\r", " ")
+def _harmless(value: object) -> object:
+    """Give a number or None as it is, and text such that no spreadsheet computes it: with an apostrophe before a formula's sign."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    return ("'" if text.startswith(FORMULA) and not _is_number(text) else "") + text.replace("\r", " ")
 
 
 def _is_number(text: str) -> bool:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from rapbench import checks, measure, probe, results
-from rapbench.artifacts import Store, write_atomically
+from rapbench.artifacts import Store, alone, write_atomically
 from rapbench.checks import Check
-from rapbench.errors import StoreError
 from rapbench.grid import Cell
 from rapbench.probe import Probe
 from rapbench.registry import Registry
@@ -105,13 +102,8 @@ class Session:
             (self.out / "failures").mkdir(exist_ok=True)
             write_atomically(self.out / "failures" / f"{key}.txt", f"{failure.reason}\n\n{failure.details}")
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            with FileLock(self.out / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise StoreError(f"another run is writing to {str(self.out)!r}: wait for it or choose another --out") from None
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self.out)
 
 
 def _unfinished(asked: Asked, status: str, reason: str, keys: Mapping[str, str] | None = None) -> Named:
