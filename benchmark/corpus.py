@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,7 @@ def general_fragments(general: str) -> list[str]:
 
 
 def _local(general: str) -> Path:
-    path = Path(general).expanduser()
+    path = Path(os.path.expanduser(general))
     if not path.is_file():
         raise DataError(f"there is no file {general!r} of general sentences: give {WIKITEXT} or {REMEDY}")
     if _reader(path) not in READERS:

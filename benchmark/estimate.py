@@ -533,7 +533,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def _config(model: str) -> Path:
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         return folder / "config.json"
     from huggingface_hub import try_to_load_from_cache
@@ -586,7 +586,7 @@ def _folder(options: Mapping[str, Any]) -> list[Texts]:
     if not isinstance(path, str):
         return []
     try:
-        train, heldout, test = (_file(Path(path).expanduser(), stems) for stems in _STEMS)
+        train, heldout, test = (_file(Path(os.path.expanduser(path)), stems) for stems in _STEMS)
     except (OSError, ValueError, EOFError):
         return []
     if train is None or test is None:

@@ -755,3 +755,9 @@ def test_any_rows_of_a_data_file_come_back_or_are_refused(tmp_path: Path, rows: 
     else:
         assert "\n" not in refused
         assert any(not text.strip() for text, _ in rows)
+
+
+def test_the_home_of_nobody_is_one_line() -> None:
+    dataset = discover().parse("dataset", "folder:path=~nobody-of-this-name/x")
+    with pytest.raises(DataError, match="nobody-of-this-name"):
+        dataset.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Corpus(Dataset):
             raise DataError(
                 f"{self.name}: which folder? put train.csv and test.csv (columns text,label) there and say {self.name}:path=FOLDER"
             )
-        return Source(local.split_files(Path(self.path).expanduser(), self.name), self.text_column, self.label_column)
+        return Source(local.split_files(Path(os.path.expanduser(self.path)), self.name), self.text_column, self.label_column)
 
     def raw(self, source: Source) -> Mapping[str, datasets.Dataset]:
         """Give the splits as they are stored: a text column, then a label column."""

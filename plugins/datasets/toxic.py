@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ class Jigsaw(HubCorpus):
         found = super().origin()
         if self.path is None:
             return found
-        scores = local.named(Path(self.path).expanduser(), [SCORES], self.name)
+        scores = local.named(Path(os.path.expanduser(self.path)), [SCORES], self.name)
         return Source({**found.files, SCORES: scores}, self.hub.text, self.hub.label) if scores else found
 
     def raw(self, source: Source) -> Mapping[str, datasets.Dataset]:

@@ -12,6 +12,7 @@ of l words of one token each costs l + (l - 1) * (l - 2) / 2 tokens then, where 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,7 +258,7 @@ def _model(factory: Any, where: str, **options: Any) -> PreTrainedModel:
 
 def _source(name: str) -> str:
     """Give the folder or hub id; a name that can only be a path must be a folder."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return str(path)
     if name.startswith(("/", ".", "~")):
