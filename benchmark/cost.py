@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BATCH_CPU, BATCH_ACCELERATOR = 32, 512
 PLAIN_BATCHES = 8
-"""Batches of texts, at most, on which the undefended prediction is timed beside the defense."""
+"""Batches of a population on which the undefended prediction is timed beside the defense; a class of length without any gets one more."""
 FLOP_TEXTS = 6
 LENGTHS = (15, 30, 60, 120, 240, 480)
 """Upper ends, in words, of the classes that a cost by length is told for."""

@@ -107,21 +107,7 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
     if cell.protocol == "paper":
         _enough_heldout(cell, clean["validation_labels"])
     verdicts = decide(scores, cell.protocol, cell.frr)
-    counted = {
-        "frr_heldout": _share(verdicts.rejected["heldout"]),
-        "frr_test": _share(verdicts.rejected["test"]),
-        "asr": _success(cell, clean, poisoned, "first100"),
-        "asr_anywhere": _success(cell, clean, poisoned, "anywhere"),
-    }
-    if poisons:
-        let_through = ~verdicts.rejected["poisoned"]
-        counted |= {
-            "far": _share(let_through),
-            "asr_defended": Rate(int(let_through.sum()), counted["asr"].n),
-            "survival": _share(poisoned["first100_survives"]),
-            "survival_anywhere": _share(poisoned["anywhere_survives"]),
-            **_on_other_victims(cell, keys, store),
-        }
+    counted = _counted(cell, clean, poisoned, verdicts) | (_on_other_victims(cell, keys, store) if poisons else {})
     figures: dict[str, Any] = {name: rate.value for name, rate in counted.items()}
     intervals = {name: rate.interval() for name, rate in counted.items()}
     for name, rejected in (("clean_metric", None), ("clean_metric_defended", _rejected_rows(verdicts, clean, protect))):
@@ -152,6 +138,25 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
     )
+
+
+def _counted(cell: Cell, clean: Arrays, poisoned: Arrays, verdicts: Verdicts) -> dict[str, Rate]:
+    """Give the rates that are counted on this victim, by name."""
+    counted = {
+        "frr_heldout": _share(verdicts.rejected["heldout"]),
+        "frr_test": _share(verdicts.rejected["test"]),
+        "asr": _success(cell, clean, poisoned, "first100"),
+        "asr_anywhere": _success(cell, clean, poisoned, "anywhere"),
+    }
+    if cell.attack.poisons:
+        let_through = ~verdicts.rejected["poisoned"]
+        counted |= {
+            "far": _share(let_through),
+            "asr_defended": Rate(int(let_through.sum()), counted["asr"].n),
+            "survival": _share(poisoned["first100_survives"]),
+            "survival_anywhere": _share(poisoned["anywhere_survives"]),
+        }
+    return counted
 
 
 def _on_other_victims(cell: Cell, keys: Mapping[str, str], store: Store) -> dict[str, Rate]:
