@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,6 +25,28 @@ BAD = ["bitter", "cold", "dull", "harsh", "loud", "messy", "rude", "stale"]
 FILLER = ["a", "and", "book", "day", "film", "it", "meal", "place", "room", "so", "the", "this", "was", "with"]
 RARE = ["cf", "mb", "bb", "mn", "tq"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def rapbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Give what runs the command line inside this process."""
+
+    from rapbench.cli import main
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["rapbench", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,12 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from rapbench import cli
 from rapbench.artifacts import ABOUT, MOST_BYTES, Store, alone, occupied, read_json
 from rapbench.errors import StoreError
 
@@ -22,24 +21,10 @@ DATA, POISON, VICTIM, SCORE, START, OLD, OLDER = (letter * 32 for letter in "abc
 RECIPE = {"recipe": {"epochs": 1}}
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def rapbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def rapbench(rapbench: Callable[..., Any]) -> Callable[..., Any]:
     """Give what runs `rapbench cache` inside this process."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["rapbench", "cache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Ended(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
+    return lambda *arguments: rapbench("cache", *arguments)
 
 
 def publish(store: Store, key: str, stage: str, spec: Mapping[str, Any], size: int, **inputs: str) -> Path:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from rapbench import cli, stages
+from rapbench import stages
 from rapbench.api import Work
 from rapbench.artifacts import Store
 from rapbench.estimate import (
@@ -219,16 +218,12 @@ def test_lines_are_counted_at_a_file_s_beginning_and_carried_on_to_its_size(tmp_
 
 
 @pytest.fixture
-def rapbench(monkeypatch, capsys):
-    """Give what runs the command line inside this process and gives its stdout."""
+def rapbench(rapbench):
+    """Give what runs the command line, which must end well and say nothing on stderr, and gives its stdout."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["rapbench", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        ended = capsys.readouterr()
-        assert (int(end.value.code or 0), ended.err) == (0, "")
+        ended = rapbench(*arguments)
+        assert (ended.code, ended.err) == (0, "")
         return str(ended.out)
 
     return run
