@@ -141,19 +141,34 @@ class Attack(ABC):
         return lab.train(task.appended() if self.poison_mode == "append" else task.replaced())
 
 
-class Detector(ABC):
+class Fitted:
+    """What a fitted defense may say of itself, whether it is a `Detector` or a `Purifier`."""
+
+    def notes(self) -> Mapping[str, Any]:
+        """Give what the result should tell about the fit (tries, the model used), as plain JSON values."""
+        return {}
+
+    def state(self) -> Mapping[str, Any] | None:
+        """Give all that was learnt, numpy arrays and plain JSON values by name, for `Defense.restore`; None: it cannot be kept."""
+        return None
+
+    def forget(self) -> None:
+        """Drop what is kept of texts that were seen; a guard calls it after each batch, of which there is no end."""
+
+
+class Detector(Fitted, ABC):
     """A fitted defense that scores each text by itself."""
 
     @abstractmethod
     def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give one score per text, shape (n,); higher is more suspicious; a text's score depends on no other text."""
 
-    def notes(self) -> Mapping[str, Any]:
-        """Give what the result should tell about the fit (tries, the model used), as plain JSON values."""
+    def explain(self, text: str) -> Mapping[str, Any]:
+        """Give what the suspicion of this text comes from: plain JSON values by what they are called, tables as lists of mappings."""
         return {}
 
 
-class Purifier(ABC):
+class Purifier(Fitted, ABC):
     """A fitted defense that repairs each text; a text is rejected when its repaired form loses the protect label."""
 
     @abstractmethod
@@ -168,8 +183,8 @@ class Purifier(ABC):
     def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the most suspicious word's score per text, shape (n,), for curves."""
 
-    def notes(self) -> Mapping[str, Any]:
-        """Give what the result should tell about the fit, as plain JSON values."""
+    def explain(self, text: str, threshold: float) -> Mapping[str, Any]:
+        """Give what is repaired in this text at this level, and why, as `Detector.explain` does."""
         return {}
 
 
@@ -218,3 +233,9 @@ class Defense(ABC):
     @abstractmethod
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector | Purifier:
         """Give the fitted defense. It may change `victim.clone()` only; `lab.prepared` is the folder of `prepare`."""
+
+    def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> Detector | Purifier:
+        """Give the fitted defense of what its `state` gave, on the same victim; `lab` has the seed of the fit and no held-out texts."""
+        from rapbench.errors import PluginError
+
+        raise PluginError(f"the defense {self.name!r} cannot be kept: it has no restore(), and what it fits no state()")

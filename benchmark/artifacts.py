@@ -2,9 +2,12 @@
 
     <root>/<key>/manifest.json             names, sizes and blake2b digests of the files, where they came from
     <root>/<key>/<attempt>/...             the files: safetensors, JSON, Arrow, npz; never a pickle
+    <root>/about.json, shared.json         kind and layout; there where several results folders use the store
 
-A step killed in the middle leaves an attempt without a manifest: no reader sees it, the next run sweeps it.
-A store may come from anywhere: what its manifests say is bounded and checked, and nothing is deleted behind a link.
+A step killed in the middle leaves an attempt without a manifest: no reader sees it, the next run sweeps it; on a shared
+store, where it may be another's and under way, only after a week in which nobody touched it.
+A store may come from anywhere: what its manifests say is bounded and checked, and nothing is written or deleted behind a link.
+The same below a URI is `rapbench.objects`.
 """
 
 from __future__ import annotations
@@ -14,27 +17,38 @@ import hashlib
 import json
 import os
 import re
-import reprlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from datetime import datetime
+from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from rapbench.errors import StoreError
+from rapbench.manifest import (
+    ABOUT,
+    MOST_BYTES,
+    OTHER_CONTENT,
+    check_about,
+    checked,
+    files_of,
+    parsed,
+    plain,
+    strays,
+    wrong_size,
+)
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
-ABOUT = {"kind": "rapbench artifacts", "layout": 1}
 ASIDE = "set-aside"
 KEY = re.compile(r"[0-9a-f]{32}")
-MOST_BYTES = 16 * 2**20
-"""Of a JSON file that is read: a manifest has a few kB."""
+IDLE_S = 7 * 24 * 3600.0
+"""An attempt on a shared store that nobody touched for so long is no more under way."""
 
 
 def content_key(value: Any) -> str:
@@ -66,17 +80,25 @@ def write_atomically(path: Path, text: str) -> None:
         raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}; free space there or choose another --out") from None
 
 
-def read_json(path: Path) -> Any:
-    """Give what a JSON file holds; a StoreError where it is no plain file, larger than 16 MiB or no JSON."""
+def make_folder(path: Path, option: str = "--out") -> None:
+    """Make the folder that an option names, and those above it, where it is not there; a StoreError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {str(path)!r}: {error.strerror}; choose another {option}") from None
+
+
+def read_json(path: Path, *, finite: bool = False) -> Any:
+    """Give what a JSON file holds; a StoreError where it is no plain file, larger than 16 MiB or no JSON.
+
+    `finite`: nor any number that is none, or beyond all bounds.
+    """
     try:
         if not path.is_file():
             raise StoreError(f"no file {str(path)!r}")
         with path.open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise StoreError(f"{str(path)!r} is larger than {MOST_BYTES // 2**20} MiB")
-        return json.loads(content.decode())
-    except (OSError, ValueError, RecursionError) as error:  # nested too deeply
+            return parsed(stream.read(MOST_BYTES + 1), str(path), finite=finite)
+    except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be read as JSON: {error}") from None
 
 
@@ -108,29 +130,94 @@ def alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def store_at(place: str | Path) -> Store:
+    """Give the store of a folder (a path, or file:///...), or of any other URI that fsspec knows: s3://bucket/prefix, gs://, az://...
+
+    Nothing is asked for or written yet: `create` and `opened` do. A StoreError where no driver for the URI is installed.
+    """
+    protocol, mark, rest = str(place).partition("://")
+    if isinstance(place, Path) or not mark:
+        return Store(Path(place))
+    if protocol == "file":
+        if not rest.startswith("/"):
+            raise StoreError(f"{place!r} is no absolute path: write file:///folder, or the folder alone")
+        return Store(Path(rest))
+    from rapbench.objects import object_store  # fsspec takes its time
+
+    return object_store(place)
+
+
+def store_of(out: Path) -> Store:
+    """Give the store of a results folder: where its last run kept the artifacts, `--store` or the folder itself."""
+    path = out / "store.json"
+    if not path.is_file():
+        return Store(out / "artifacts")
+    content = read_json(path)
+    if not (isinstance(content, dict) and isinstance(content.get("store"), str)):
+        raise StoreError(f"{str(path)!r} does not say where the artifacts are: give the same run command again")
+    return store_at(content["store"])
+
+
+def remember_store(out: Path, place: str | Path) -> None:
+    """Let `store_of` know where a run keeps the artifacts of a results folder."""
+    path = out / "store.json"
+    if str(place) == str(out / "artifacts"):
+        path.unlink(missing_ok=True)
+    else:
+        write_atomically(path, json.dumps({"store": str(place)}))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a published artifact is, in bytes, and when it was published."""
+
+    size: int
+    published: datetime
+
+
 @dataclass(frozen=True)
 class Store:
-    """A folder of artifacts. All methods are safe with several processes on one store."""
+    """A folder of artifacts. All methods are safe with several processes on one store.
+
+    What `set_aside`, `aside` and `orphans` give, `discard` and `size` take; that, or a path below the root: `PurePath(key)`.
+    """
 
     root: Path
 
-    def create(self) -> Store:
-        """Make the folder and try to write in it; a StoreError says what is in the way."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder {str(self.root)!r}: {error.strerror}; choose another --out") from None
+    @property
+    def place(self) -> str:
+        """Where the store is, as a user would write it."""
+        return str(self.root)
+
+    @property
+    def remote(self) -> bool:
+        """Tell whether the artifacts are elsewhere, and `root` has this node's copies of them alone."""
+        return False
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether several results folders use this store: then the lock of one does not keep the others' runs out."""
+        return (self.root / "shared.json").is_file()
+
+    def create(self, *, shared: bool = False) -> Store:
+        """Make the folder and try to write in it; a StoreError says what is in the way.
+
+        `shared`: runs of other results folders may use it, too; it stays so for all that ever open it.
+        """
+        make_folder(self.root)
+        if os.path.isfile(self.root / "about.json"):
+            self.opened()
         write_atomically(self.root / "about.json", json.dumps(ABOUT))
+        if shared and not self.shared:
+            write_atomically(self.root / "shared.json", json.dumps({"shared": True}))
         return self
 
     def opened(self) -> Store:
         """Give this store where it is one that this rapbench reads; a StoreError says what is there instead."""
         path = self.root / "about.json"
         if not os.path.isfile(path):
-            raise StoreError(f"no artifacts in {str(self.root.parent)!r}: give the folder of `rapbench run --out`")
-        about = read_json(path)
-        if about != ABOUT:
-            raise StoreError(f"{str(path)!r} says {reprlib.repr(about)}, this rapbench reads {ABOUT}: use the rapbench that wrote it")
+            raise no_store(self.place)
+        check_about(read_json(path), str(path))
         return self
 
     def published(self) -> list[str]:
@@ -149,11 +236,15 @@ class Store:
         """Tell whether the artifact is published and every file has the size and digest of its manifest."""
         return next(self.faults(key), None) is None
 
+    def sound_among(self, keys: Sequence[str]) -> set[str]:
+        """Give those of the keys whose artifacts are sound."""
+        return {key for key in keys if self.sound(key)}
+
     def faults(self, key: str) -> Iterator[str]:
         """Say what is wrong with an artifact, file by file; nothing where all is as its manifest says."""
         try:
             manifest = self._manifest(key)
-            files = _files(manifest)
+            files = files_of(manifest)
         except StoreError as error:
             yield str(error)
             return
@@ -169,24 +260,42 @@ class Store:
         """Give what a published artifact was made from, by what, and in how many seconds."""
         return dict(self._manifest(key)["provenance"])
 
-    def set_aside(self, key: str) -> Path:
-        """Move a corrupted artifact out of the way, for its owner to look at; nothing is deleted."""
+    def extent(self, key: str) -> Extent:
+        """Give size and date of a published artifact."""
+        published = (self.root / key / "manifest.json").stat().st_mtime
+        return Extent(occupied(self.folder(key)), datetime.fromtimestamp(published).astimezone())
+
+    def size(self, path: PurePath) -> int:
+        """Give the bytes below a path of the store."""
+        return occupied(self.root / path)
+
+    def set_aside(self, key: str) -> PurePath:
+        """Move a corrupted artifact out of the way, for its owner to look at; nothing is deleted. Of a link, the link is moved.
+
+        Where another runner was first, there is nothing to move, and nothing at the path that is given.
+        """
         away = self.root / ASIDE / f"{key}-{uuid.uuid4().hex[:8]}"
-        away.parent.mkdir(exist_ok=True)
-        (self.root / key).rename(away)
+        try:
+            _unlink(away.parent)  # what is behind it is none of ours
+            away.parent.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):
+                (self.root / key).rename(away)
+        except OSError as error:
+            raise StoreError(f"cannot move artifact {key} to {str(away.parent)!r}: {error.strerror or error}") from None
         return away
 
-    def aside(self) -> list[Path]:
+    def aside(self) -> Sequence[PurePath]:
         """Give what was set aside; nothing is looked for behind a link."""
         away = self.root / ASIDE
         return [] if away.is_symlink() else sorted(away.glob("*"))
 
-    def discard(self, path: Path) -> None:
+    def discard(self, path: PurePath) -> None:
         """Delete an artifact's folder, an attempt, or what was set aside; of a link, the link alone.
 
         A manifest goes first: of a deletion that is cut off, no reader trusts the rest.
         """
-        if not (_plain(path.name) and path.parent.resolve().is_relative_to(self.root.resolve())):
+        path = self.root / path
+        if not (plain(path.name) and path.parent.resolve().is_relative_to(self.root.resolve())):
             raise StoreError(f"{str(path)!r} is not in the store {str(self.root)!r}: nothing is deleted there")
         manifest = path / "manifest.json"
         try:
@@ -205,25 +314,29 @@ class Store:
         folder = self.root / key / uuid.uuid4().hex[:12]
         started = time.time()
         try:
+            _unlink(folder.parent)  # nothing is written through a link
             folder.mkdir(parents=True)
+            _unlink(folder.parent / "manifest.json")
             yield folder
-            self._publish(key, folder, {**provenance, "seconds": round(time.time() - started, 3)})
+            self._publish(manifest_of(key, folder.name, folder, {**provenance, "seconds": round(time.time() - started, 3)}))
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, OSError) and self._unwritable(error):
-                raise StoreError(
-                    f"cannot write into {str(self.root)!r}: {error.strerror}; free space there or choose another --out"
-                ) from error
+                raise StoreError(f"cannot write into {str(self.root)!r}: {error.strerror}; {self._advice}") from error
             raise
 
-    def orphans(self) -> list[Path]:
-        """Give what no manifest names: attempts that were killed, or are under way. Nothing is looked for behind a link."""
+    def orphans(self) -> Sequence[PurePath]:
+        """Give what no manifest names: attempts that were killed, or are under way. Nothing is looked for behind a link.
+
+        Of a shared store only what nobody touched for a week: the rest may be another runner's.
+        """
+        shared = self.shared
         inside = (path for folder in self._folders() if not folder.is_symlink() for path in sorted(folder.glob("*")))
         begun = (path for path in inside if not path.is_symlink() and (path.is_dir() or path.name.startswith(".manifest.")))
-        return [path for path in begun if not self._claimed(path)]
+        return [path for path in begun if not (shared and _touched(path) > time.time() - IDLE_S) and not self._claimed(path)]
 
     def sweep(self) -> int:
-        """Delete the attempts that no manifest names; give how many. Call it only while no run is under way."""
+        """Delete the orphans and give how many there were; on a store that is not shared, only under the lock of its results folder."""
         orphans = self.orphans()
         for path in orphans:
             with suppress(StoreError):
@@ -237,13 +350,8 @@ class Store:
     def _manifest(self, key: str) -> dict[str, Any]:
         path = self.root / key / "manifest.json"
         if not self.has(key):
-            raise StoreError(f"no artifact {key} in {str(self.root)!r}")
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("key") != key:
-            raise StoreError(f"{str(path)!r} is no manifest of {key}")
-        if not _plain(manifest.get("attempt")):
-            raise StoreError(f"{str(path)!r} names no folder beside it: attempt is {reprlib.repr(manifest.get('attempt'))}")
-        return manifest
+            raise StoreError(f"no artifact {key} in {self.place!r}")
+        return checked(read_json(path), key, str(path))
 
     def _claimed(self, path: Path) -> bool:
         """Tell whether a manifest names this attempt, or cannot be read and so may name it."""
@@ -259,47 +367,67 @@ class Store:
         own = error.filename is not None and Path(str(error.filename)).is_relative_to(self.root)
         return error.errno in FULL or (own and error.errno in FORBIDDEN)
 
-    def _publish(self, key: str, folder: Path, provenance: Mapping[str, Any]) -> None:
-        files = {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        manifest = {"key": key, "attempt": folder.name, "files": files, "provenance": dict(provenance)}
-        target = folder.parent / "manifest.json"
-        temporary = folder.parent / f".manifest.{folder.name}"
+    @property
+    def _advice(self) -> str:
+        return "free space there or choose another --out"
+
+    def _publish(self, manifest: Mapping[str, Any]) -> None:
+        home = self.root / str(manifest["key"])
+        temporary = home / f".manifest.{manifest['attempt']}"
         try:
             temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-            os.link(temporary, target)  # atomic, and fails where another runner was first: its files are as good
+            os.link(temporary, home / "manifest.json")  # atomic, and fails where another runner was first: its files are as good
         except FileExistsError:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not _same(temporary, home / "manifest.json"):  # NFS may ask twice, and say of our own link that it is there
+                shutil.rmtree(home / str(manifest["attempt"]), ignore_errors=True)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _plain(name: object) -> bool:
-    """Tell whether this is the name of something in a folder, and leads nowhere else."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set("/\\\0") & set(name)
+def no_store(place: str) -> StoreError:
+    return StoreError(f"no artifacts in {place!r}: give the folder of `rapbench run --out`, or what its --store was given")
 
 
-def _files(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """Give size and digest of the files by name; a StoreError where the manifest does not list them."""
-    try:
-        return {name: (about["bytes"], about["blake2b"]) for name, about in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise StoreError(f"the manifest of {manifest['key']} does not say size and digest of each file") from None
+def manifest_of(key: str, attempt: str, folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the manifest of the files in a folder."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return {"key": key, "attempt": attempt, "files": files, "provenance": dict(provenance)}
 
 
 def _fault(folder: Path, name: str, size: object, digest: object) -> str:
     """Say what is wrong with a file; empty where nothing is."""
-    path, parts = folder / name, PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts:
+    if strays(name):
         return "leads out of the artifact"
+    path = folder / name
     if not os.path.isfile(path):
         return "is not there"
     try:
-        if (found := path.stat().st_size) != size:
-            return f"has {found} bytes instead of {reprlib.repr(size)}"
-        return "" if file_digest(path) == digest else "has the right size and another content"
+        return wrong_size(path.stat().st_size, size) or ("" if file_digest(path) == digest else OTHER_CONTENT)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
+
+
+def _unlink(path: Path) -> None:
+    """Delete a link, and nothing behind it; anything else stays."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # another runner has set it aside meanwhile
+        return False
+
+
+def _touched(path: Path) -> float:
+    """Give when something at or below a path was last written, in seconds since 1970; no link is followed."""
+    times = [0.0]
+    for file in (path, *path.rglob("*")):
+        with suppress(OSError):  # its runner may publish or delete it meanwhile
+            times.append(file.lstat().st_mtime)
+    return max(times)

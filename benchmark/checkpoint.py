@@ -6,9 +6,12 @@ weights in another place, a quantised model, tensors as large as config.json lik
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +30,15 @@ MAX_FILE = 1 << 30
 MAX_COUNT = 1000
 """Layers, classes and the like."""
 FLOATS = ("BF16", "F16", "F32", "F64")
+MAX_TOKENIZER = 128 << 20
+MAX_GROWTH = 1000
+"""Characters that the rules of a tokenizer may make of one: a chain of "a" -> "aa" is as good as a zip bomb."""
+PROBE = ("", "a day, two!", "\u4e00 \U0001f600 e\u0301 xqzj")
 FREE_VALUES = 1 << 26
 """Values that a model may have beside those in its file (a new head, tables that are computed), at least."""
 
 CODE = ("auto_map", "custom_pipelines")
-ELSEWHERE = ("transformers_weights", "configuration_files", "fast_tokenizer_files")
+ELSEWHERE = ("transformers_weights", "configuration_files", "fast_tokenizer_files", "init_inputs")
 QUANTISED = ("quantization_config", "compression_config")
 COUNTS = re.compile(r"(layers?|blocks|stages|groups|group_num|experts|num_labels)$")
 
@@ -59,6 +66,8 @@ def check_folder(folder: Path) -> None:
         for path in (folder / "tokenizer_config.json", folder / "config.json"):
             if path.exists():
                 _check_settings(path)
+        if (folder / "tokenizer.json").exists():
+            _check_rules(folder / "tokenizer.json")
         _check_counts(config, folder, len(stored(folder)))
     except OSError as error:
         raise VictimError(f"the model folder {str(folder)!r} cannot be read: {error.strerror or error}") from None
@@ -110,13 +119,29 @@ def check_shapes(folder: Path, config: PreTrainedConfig, factory: Any, *, new_he
 
 
 def check_tokenizer(folder: Path, tokenizer: Any, rows: int) -> None:
-    """Raise a VictimError where a tokenizer was made up since its files are missing, or has ids without an embedding row."""
+    """Raise a VictimError where a tokenizer was made up since its files are missing, fails, or has ids without an embedding row."""
     files = sorted(set(tokenizer.vocab_files_names.values()))
     if files and not any((folder / name).is_file() for name in files):
         raise VictimError(f"{str(folder)!r} holds no tokenizer: save it beside the model ({' or '.join(files)})")
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    try:
+        with unpanicked():
+            read = tokenizer(list(PROBE), verbose=False)["input_ids"]  # what is put around each text need not be in the vocabulary
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise VictimError(f"the tokenizer in {str(folder)!r} cannot read {PROBE!r}: {_line(error)}") from None
+    highest = max((*tokenizer.get_vocab().values(), *(token for ids in read for token in ids)), default=-1)
     if highest >= rows:
         raise VictimError(f"the tokenizer in {str(folder)!r} has the id {highest}, but the model has embeddings for 0..{rows - 1}")
+
+
+@contextmanager
+def unpanicked() -> Iterator[None]:
+    """Turn a panic of `tokenizers`, which is written in Rust and then raises what is no Exception, into a VictimError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 has no module to import it from
+            raise
+        raise VictimError(f"the tokenizer breaks down: {_line(error)}") from None
 
 
 def _check_file(path: Path) -> None:
@@ -129,11 +154,11 @@ def _check_file(path: Path) -> None:
         raise VictimError(f"{str(path)!r} is larger than {MAX_FILE >> 30} GiB: no tokenizer or setting is")
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     if not path.is_file():
         raise VictimError(f"{str(path.parent)!r} has no {path.name}: save the model with save_pretrained")
-    if path.stat().st_size > MAX_JSON:
-        raise VictimError(f"{str(path)!r} is larger than {MAX_JSON >> 20} MiB")
+    if path.stat().st_size > most:
+        raise VictimError(f"{str(path)!r} is larger than {most >> 20} MiB")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -149,10 +174,37 @@ def _check_settings(path: Path) -> None:
             raise VictimError(f"{str(path)!r} wants code of its own to run ({key}), which never happens: save the model without it")
         if key.endswith("_implementation") and "/" in str(value):
             raise VictimError(f"{str(path)!r} wants code from the hub to run ({key}={str(value)[:80]!r}), which never happens: take it out")
-        if key in ELSEWHERE and value:
+        if (key in ELSEWHERE and value) or (key.endswith("_file") and _is_elsewhere(value)):
             raise VictimError(f"{str(path)!r} names other files to read ({key}): save the model as {WEIGHTS} and config.json")
         if key in QUANTISED and value:
             raise VictimError(f"{str(path)!r} is of a quantised model ({key}): give one whose weights are floats")
+
+
+def _check_rules(path: Path) -> None:
+    """Refuse rules of a tokenizer.json that take memory without bound, where it is loaded or where a text is read."""
+    content, growth = _settings(path, MAX_TOKENIZER), 1
+    for part in ("normalizer", "pre_tokenizer"):
+        for key, value in _pairs(content.get(part)):
+            if key == "precompiled_charsmap" and not _is_charsmap(value):
+                raise VictimError(f"{str(path)!r} has a precompiled_charsmap whose size is not the one that it says")
+            if key in ("content", "prepend") and isinstance(value, str):
+                growth *= max(1, len(value))
+    if growth > MAX_GROWTH:
+        raise VictimError(f"{str(path)!r} makes up to {growth:,} characters of one (Replace, Prepend): at most {MAX_GROWTH:,} make sense")
+
+
+def _is_charsmap(value: object) -> bool:
+    """Tell whether the size of its table, the first four bytes, is in it: as much memory is taken before anybody looks."""
+    try:
+        raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        return False
+    return len(raw) >= 4 and int.from_bytes(raw[:4], "little") <= len(raw) - 4
+
+
+def _is_elsewhere(value: object) -> bool:
+    """Tell whether this is the path of something that is there; many tokenizers name files of their maker's machine, which are not."""
+    return isinstance(value, str) and Path(value).name != value and os.path.lexists(os.path.expanduser(value))
 
 
 def _check_counts(config: Mapping[str, Any], folder: Path, tensors: int) -> None:

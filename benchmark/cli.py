@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench import cli_bench, cli_cache, cli_cost, cli_paper, cli_run
+from rapbench import cli_bench, cli_cache, cli_cost, cli_doctor, cli_guard, cli_paper, cli_plugin, cli_report, cli_run
 from rapbench.cli_run import Json
 from rapbench.errors import RapbenchError, SpecError
 
@@ -36,7 +36,7 @@ def main() -> None:
     try:
         app(args=_with_default_grid(sys.argv[1:]))
     except RapbenchError as error:
-        typer.echo(f"rapbench: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"rapbench: {error}", err=True)
         raise SystemExit(USAGE) from None
     except (KeyboardInterrupt, SystemExit) as end:  # typer turns Ctrl-C into an exit with 130
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
@@ -53,6 +53,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
+@cli_run.computes
 def run(
     grid: cli_run.Grid = None,
     dataset: cli_run.Datasets = None,
@@ -63,13 +64,8 @@ def run(
     finetune: cli_run.Finetune = None,
     victim: cli_run.Victim = None,
     seed: cli_run.Seeds = None,
-    out: cli_run.Out = cli_run.OUT,
-    executor: cli_run.Executor = "ray",
-    threads: cli_run.Threads = 1,
-    device: cli_run.Device = "auto",
-    dry_run: cli_run.DryRun = False,
-    tflops: cli_run.Tflops = None,
-    as_json: cli_run.Json = False,
+    *,
+    bench: cli_run.Bench,
 ) -> None:
     """Compute every cell of a grid: plant, defend, report."""
     from rapbench.grid import Block, cells_of
@@ -89,9 +85,9 @@ def run(
     cells = cells_of(cli_run.blocks(grid, given, Block, ("datasets", "attacks", "defenses")), registry)
     from rapbench.report.tables import render
 
-    records = cli_run.finished(cells, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json, tflops))
+    records = cli_run.finished(cells, registry, bench)
     if records is not None:
-        typer.echo(render(cast("list[Record]", records), "json" if as_json else "github"))
+        typer.echo(render(cast("list[Record]", records), "json" if bench.as_json else "github"))
         cli_run.end(records)
 
 
@@ -134,10 +130,18 @@ def info(name: Annotated[str, typer.Argument(help="A plugin's name.")], as_json:
 
 app.command()(cli_paper.probe)
 app.command()(cli_paper.theorem)
-app.command()(cli_paper.report)
+app.command()(cli_report.report)
+app.command()(cli_report.plot)
 app.command()(cli_paper.compare)
 app.command()(cli_cost.cost)
 app.command()(cli_bench.bench)
+app.command()(cli_plugin.new_plugin)
+app.command()(cli_plugin.check_plugin)
+app.command()(cli_plugin.new_grid)
+app.command()(cli_guard.explain)
+app.command()(cli_guard.export)
+app.command()(cli_doctor.doctor)
+app.add_typer(cli_guard.guard, name="guard")
 app.add_typer(cli_cache.cache, name="cache")
 
 

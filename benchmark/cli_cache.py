@@ -1,18 +1,20 @@
-"""The commands about what a results folder keeps: cache ls, verify, gc."""
+"""The commands about what a results folder keeps, or a store elsewhere: cache ls, verify, gc."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from datetime import datetime, timedelta
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
 
-from rapbench.artifacts import Store, alone, occupied, read_json
+from rapbench.artifacts import IDLE_S, Store, alone, read_json, store_at
 from rapbench.cli_run import FAILED, OUT, Json
 from rapbench.errors import StoreError
 
@@ -21,7 +23,19 @@ VICTIMS = ("victim", "finetune")
 SHOWN = 10
 """Characters of a key."""
 
-Results = Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder of `rapbench run --out`.")]
+AT_ONCE = 16
+"""Manifests that are read at the same time: a store elsewhere takes its time to answer."""
+
+Results = Annotated[
+    Path | None, typer.Argument(metavar="RESULTS", help=f"A results folder of `rapbench run --out`.  [default: {OUT}]", show_default=False)
+]
+Place = Annotated[
+    str | None, typer.Option("--store", metavar="URI|FOLDER", help="The store, where `rapbench run --store` keeps artifacts elsewhere.")
+]
+NeededBy = Annotated[
+    list[Path] | None,
+    typer.Option("--needed-by", metavar="RESULTS", help="All results folders that use a shared store: what none of them needs goes."),
+]
 KeepVictims = Annotated[
     bool, typer.Option("--keep-victims", help="Keep trained victims, and what they were made from, though no result refers to them.")
 ]
@@ -86,21 +100,18 @@ class Contents:
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that may be deleted, and why."""
+    """Something that may be deleted, and why. `path`: in the store; `size`: in bytes."""
 
     why: str
-    path: Path
+    path: PurePath
     title: str
-
-    @property
-    def size(self) -> int:
-        return occupied(self.path)
+    size: int
 
 
 @cache.command()
-def ls(folder: Results = OUT, as_json: Json = False) -> None:
+def ls(folder: Results = None, place: Place = None, as_json: Json = False) -> None:
     """List the artifacts of a results folder: what each is, what it took, and whether a result refers to it."""
-    kept = _contents(_store(folder), folder)
+    kept = _contents(_store(folder, place), [folder or OUT])
     for reason in kept.unreadable.values():
         typer.echo(f"rapbench: {reason}", err=True)
     used = kept.behind(kept.named)
@@ -115,9 +126,9 @@ def ls(folder: Results = OUT, as_json: Json = False) -> None:
 
 
 @cache.command()
-def verify(folder: Results = OUT) -> None:
-    """Read every artifact and compare it with its manifest; exit code 1 where one is corrupted. Nothing is changed."""
-    store = _store(folder)
+def verify(folder: Results = None, place: Place = None) -> None:
+    """Read every artifact and compare it with its manifest; exit code 1 where one is corrupted. No artifact is changed."""
+    store = _store(folder, place)
     kept = _contents(store)
     faults = {key: list(store.faults(key)) for key in _watched(store.published())}
     corrupted = [key for key, own in faults.items() if own]
@@ -133,13 +144,19 @@ def verify(folder: Results = OUT) -> None:
 
 
 @cache.command()
-def gc(folder: Results = OUT, keep_victims: KeepVictims = False, yes: Yes = False) -> None:
-    """Delete the attempts of killed runs, what was set aside, and the artifacts that no result needs; never a result."""
-    store = _store(folder)
-    if store.root.is_symlink():
-        raise StoreError(f"{str(store.root)!r} is a link, and other results may be made from what is behind it: give their folder")
-    with alone(folder):
-        found = list(_waste(store, folder, keep_victims=keep_victims))
+def gc(
+    folder: Results = None, place: Place = None, needed_by: NeededBy = None, keep_victims: KeepVictims = False, yes: Yes = False
+) -> None:
+    """Delete the attempts of killed runs, what was set aside, and the artifacts that no result needs; never a result.
+
+    Of a store that several results folders share, artifacts go only where --needed-by names all of these folders.
+    """
+    store = _store(folder, place)
+    users = _users(store, folder, place, needed_by or [])
+    with ExitStack() as locks:
+        for user in {user.resolve() for user in (users if place else [folder or OUT, *users])}:
+            locks.enter_context(alone(user))
+        found = list(_waste(store, users, keep_victims=keep_victims))
         size = sum(waste.size for waste in found)
         if found:
             typer.echo(_table([[waste.why, waste.title, _mib(waste.size)] for waste in found], ["why", "what", "MiB"]) + "\n")
@@ -151,20 +168,48 @@ def gc(folder: Results = OUT, keep_victims: KeepVictims = False, yes: Yes = Fals
         typer.echo(f"{len(found)} deleted, {_mib(size)} MiB freed")
 
 
-def _store(folder: Path) -> Store:
-    return Store(folder / "artifacts").opened()
+def _store(folder: Path | None, place: str | None) -> Store:
+    return (store_at(place) if place else Store((folder or OUT) / "artifacts")).opened()
 
 
-def _contents(store: Store, folder: Path | None = None) -> Contents:
-    """Give what a store holds; with the results folder, also what its results refer to."""
-    artifacts: dict[str, Artifact] = {}
-    unreadable: dict[str, str] = {}
-    for key in store.published():
+def _users(store: Store, folder: Path | None, place: str | None, needed_by: Sequence[Path]) -> list[Path]:
+    """Give the results folders by which to judge what is needed; none where nobody says which these are: all artifacts stay then."""
+    if place and folder:
+        raise StoreError(f"results of other folders may be made from {store.place!r}, too: name all that use it by --needed-by")
+    if place and not store.shared:
+        raise StoreError(f"{store.place!r} is the store of one results folder: give that folder, not --store")
+    if not place and store.root.is_symlink():
+        raise StoreError(f"{str(store.root)!r} is a link, and other results may be made from what is behind it: give their folder")
+    if not store.shared:
+        return [folder or OUT, *needed_by]
+    if missing := [str(user) for user in needed_by if not user.is_dir()]:
+        raise StoreError(f"no results folder {missing[0]!r}: what it needs cannot be told")
+    if not needed_by:
+        typer.echo(
+            f"rapbench: {store.place!r} is shared: its artifacts are kept, unless --needed-by names every results folder that uses it",
+            err=True,
+        )
+        return []
+    return list(needed_by) if place else [folder or OUT, *needed_by]
+
+
+def _contents(store: Store, folders: Iterable[Path] = ()) -> Contents:
+    """Give what a store holds, and what the results in these folders refer to."""
+
+    def read(key: str) -> Artifact | str:
         try:
-            artifacts[key] = _artifact(store, key)
+            return _artifact(store, key)
         except StoreError as error:
-            unreadable[key] = str(error)
-    return Contents(artifacts, unreadable, frozenset(_named(folder)) if folder else frozenset())
+            return str(error)
+
+    keys = store.published()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = dict(zip(keys, pool.map(read, keys), strict=True))
+    return Contents(
+        {key: one for key, one in found.items() if isinstance(one, Artifact)},
+        {key: one for key, one in found.items() if isinstance(one, str)},
+        frozenset(key for folder in folders for key in _named(folder)),
+    )
 
 
 def _named(folder: Path) -> Iterator[str]:
@@ -186,29 +231,35 @@ def _artifact(store: Store, key: str) -> Artifact:
             raise ValueError
         names = {kind: _shown(str(made["spec"][kind]["name"])) for kind in KINDS if kind in made["spec"]}
         inputs = tuple(str(made["inputs"][role]) for role in sorted(made["inputs"]))
-        published = datetime.fromtimestamp((store.root / key / "manifest.json").stat().st_mtime).astimezone()
-        return Artifact(key, _shown(str(made["stage"])), names, inputs, seconds, occupied(store.folder(key)), published)
+        extent = store.extent(key)
+        return Artifact(key, _shown(str(made["stage"])), names, inputs, seconds, extent.size, extent.published)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError):
         raise StoreError(f"the manifest of {key} does not say what it was made from: rapbench cannot tell what it is") from None
 
 
-def _waste(store: Store, folder: Path, *, keep_victims: bool) -> Iterator[Waste]:
+def _waste(store: Store, users: Sequence[Path], *, keep_victims: bool) -> Iterator[Waste]:
     """Give all that may be deleted, each once; an artifact whose manifest cannot be read is left, with a line that says so."""
-    kept = _contents(store, folder)
-    for reason in kept.unreadable.values():
-        typer.echo(f"rapbench: left where it is: {reason}", err=True)
-    unused = _unused(kept, folder, keep_victims=keep_victims)
-    yield from (Waste("no result needs it", store.root / key, kept.title(key)) for key in unused)
+    unused: list[str] = []
+    if users:
+        kept = _contents(store, users)
+        for reason in kept.unreadable.values():
+            typer.echo(f"rapbench: left where it is: {reason}", err=True)
+        unused = _unused(kept, users, keep_victims=keep_victims)
+        if store.shared:
+            recent = datetime.now().astimezone() - timedelta(seconds=IDLE_S)
+            unused = [key for key in unused if kept.artifacts[key].made < recent]  # a run that has no results yet may need it
+        yield from (Waste("no result needs it", PurePath(key), kept.title(key), store.size(PurePath(key))) for key in unused)
     yield from (waste for waste in _orphans(store) if waste.path.parent.name not in unused)
     yield from _aside(store)
 
 
-def _unused(kept: Contents, folder: Path, *, keep_victims: bool) -> list[str]:
+def _unused(kept: Contents, users: Sequence[Path], *, keep_victims: bool) -> list[str]:
     """Give the keys that nothing refers to; none where results are still to come, or what they need cannot be told."""
     wanted = set(kept.named)
-    if not wanted and kept.artifacts:
-        typer.echo(f"rapbench: no result in {str(folder)!r} yet: its artifacts are kept, a run goes on from them", err=True)
-        return []
+    for user in users:
+        if kept.artifacts and next(_named(user), None) is None:
+            typer.echo(f"rapbench: no result in {str(user)!r} yet: its artifacts are kept, a run goes on from them", err=True)
+            return []
     if keep_victims:
         wanted |= {key for key, artifact in kept.artifacts.items() if artifact.stage in VICTIMS}
     needed = kept.behind(wanted)
@@ -220,12 +271,12 @@ def _unused(kept: Contents, folder: Path, *, keep_victims: bool) -> list[str]:
 
 def _orphans(store: Store) -> Iterator[Waste]:
     for path in store.orphans():
-        yield Waste("no manifest names it", path, f"{path.parent.name[:SHOWN]}/{_shown(path.name)}")
+        yield Waste("no manifest names it", path, f"{path.parent.name[:SHOWN]}/{_shown(path.name)}", store.size(path))
 
 
 def _aside(store: Store) -> Iterator[Waste]:
     for path in store.aside():
-        yield Waste("set aside", path, _shown(path.name))
+        yield Waste("set aside", path, _shown(path.name), store.size(path))
 
 
 def _watched(keys: Sequence[str]) -> Iterable[str]:

@@ -38,9 +38,9 @@ def cost(
 
 def _steps(folder: Path, records: Sequence[Record]) -> dict[str, float]:
     """Give the seconds that the steps behind these records took, by stage; those whose artifacts are not here are left out."""
-    from rapbench.artifacts import Store
+    from rapbench.artifacts import store_of
 
-    store, seconds = Store(folder / "artifacts"), defaultdict[str, float](float)
+    store, seconds = store_of(folder), defaultdict[str, float](float)
     for key in sorted({key for one in records for key in one.artifacts.values()}):
         try:
             made = store.provenance(key)

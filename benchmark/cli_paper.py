@@ -1,26 +1,24 @@
-"""The commands about the RAP paper's studies and about results: probe, theorem, report, compare."""
+"""The commands about the RAP paper's studies: probe, theorem, compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from rapbench import cli_run
+from rapbench.cli_report import Protocol
 from rapbench.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
     from rapbench.checks import CheckRecord
     from rapbench.probe import ProbeRecord
 
-Results = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder of `rapbench run --out`.")]
-Form = Annotated[Literal["github", "latex", "csv", "json"], typer.Option("--format", help="How to print it.")]
-Protocol = Annotated[Literal["paper", "strict"], typer.Option(help="By which protocol, for the paper's tables and figure.")]
-TABLES = ("1", "2", "3", "4", "7", "8", "9", "10", "11", "12")
 VICTIMS = ("datasets", "attacks")
 
 
+@cli_run.computes
 def probe(
     grid: cli_run.Grid = None,
     dataset: cli_run.Datasets = None,
@@ -34,12 +32,8 @@ def probe(
     length: Annotated[int | None, typer.Option(min=2, help="Words per made text.")] = None,
     victim: cli_run.Victim = None,
     seed: cli_run.Seeds = None,
-    out: cli_run.Out = cli_run.OUT,
-    executor: cli_run.Executor = "ray",
-    threads: cli_run.Threads = 1,
-    device: cli_run.Device = "auto",
-    dry_run: cli_run.DryRun = False,
-    as_json: cli_run.Json = False,
+    *,
+    bench: cli_run.Bench,
 ) -> None:
     """Probe backdoored victims with the trigger in their data set's texts, in general sentences, in random words (Table 1)."""
     from rapbench.probe import ProbeBlock, probes_of
@@ -59,12 +53,13 @@ def probe(
         "seeds": seed,
     }
     asked = probes_of(cli_run.blocks(grid, given, ProbeBlock, VICTIMS), registry)
-    records = cli_run.finished(asked, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json))
+    records = cli_run.finished(asked, registry, bench)
     if records is not None:
-        typer.echo(render(cast("list[ProbeRecord]", records), "json" if as_json else "github"))
+        typer.echo(render(cast("list[ProbeRecord]", records), "json" if bench.as_json else "github"))
         cli_run.end(records)
 
 
+@cli_run.computes
 def theorem(
     grid: cli_run.Grid = None,
     dataset: cli_run.Datasets = None,
@@ -75,12 +70,8 @@ def theorem(
     texts: Annotated[int | None, typer.Option(min=1, help="Test texts per population, at most; 200 by default.")] = None,
     victim: cli_run.Victim = None,
     seed: cli_run.Seeds = None,
-    out: cli_run.Out = cli_run.OUT,
-    executor: cli_run.Executor = "ray",
-    threads: cli_run.Threads = 1,
-    device: cli_run.Device = "auto",
-    dry_run: cli_run.DryRun = False,
-    as_json: cli_run.Json = False,
+    *,
+    bench: cli_run.Bench,
 ) -> None:
     """Check on victims whether the condition of the RAP paper's Theorem 1, 2a*sigma(delta)/b < delta, holds."""
     from rapbench.checks import CheckBlock, checks_of
@@ -99,43 +90,10 @@ def theorem(
         "seeds": seed,
     }
     asked = checks_of(cli_run.blocks(grid, given, CheckBlock, VICTIMS), registry)
-    records = cli_run.finished(asked, registry, cli_run.Bench(out, executor, threads, device, dry_run, as_json))
+    records = cli_run.finished(asked, registry, bench)
     if records is not None:
-        typer.echo(render(cast("list[CheckRecord]", records), "json" if as_json else "github"))
+        typer.echo(render(cast("list[CheckRecord]", records), "json" if bench.as_json else "github"))
         cli_run.end(records)
-
-
-def report(
-    folder: Results,
-    table: Annotated[
-        str, typer.Option(help=f"cells, curves, probes, theorem, or a table of the RAP paper: {', '.join(TABLES)}; paper: all of them.")
-    ] = "cells",
-    form: Form = "github",
-    protocol: Protocol = "paper",
-    figure: Annotated[
-        Path | None, typer.Option(help="Draw FAR against FRR (the paper's Figure 3) into this .svg, .png or .pdf file instead.")
-    ] = None,
-) -> None:
-    """Print what is in a results folder: its cells, or the RAP paper's tables from them."""
-    from rapbench import results
-    from rapbench.probe import ProbeRecord
-
-    records, probes = results.read_all(folder, results.Record), results.read_all(folder, ProbeRecord)
-    if not records and not probes and table != "theorem":
-        raise StoreError(f"no results in {str(folder)!r}: give the folder of `rapbench run --out`")
-    if figure is not None:
-        from rapbench.report.curves import draw
-
-        draw(results.read_all(folder, results.Curve), figure, protocol)
-        typer.echo(f"{figure}")
-        return
-    if table in ("paper", *TABLES):
-        from rapbench.report.layout import paper_table
-
-        numbers = TABLES if table == "paper" else (table,)
-        typer.echo("\n\n".join(paper_table(int(number), records, probes, _tabular(form), protocol=protocol) for number in numbers))
-        return
-    typer.echo(_shown(folder, records, probes, table, form))
 
 
 def compare(
@@ -158,33 +116,3 @@ def compare(
     typer.echo(
         comparison.render(comparison.compare(records, probes, protocol=protocol), claims.claims(records, probes, protocol=protocol), form)
     )
-
-
-def _tabular(form: str) -> Any:
-    if form == "json":
-        raise SpecError("the paper's tables are printed as github, latex or csv: for json give --table cells")
-    return form
-
-
-def _shown(folder: Path, records: Any, probes: Any, table: str, form: Any) -> str:
-    from rapbench import results
-    from rapbench.registry import unknown
-
-    if table == "cells" and records:
-        from rapbench.report.tables import render
-
-        return render(records, form)
-    if table == "probes" or (table == "cells" and probes):
-        from rapbench.report import probe
-
-        return probe.render(probes, form)
-    if table == "curves":
-        from rapbench.report import curves
-
-        return curves.render(results.read_all(folder, results.Curve), form)
-    if table == "theorem":
-        from rapbench.checks import CheckRecord
-        from rapbench.report import theorem as checks
-
-        return checks.render(results.read_all(folder, CheckRecord), form)
-    raise SpecError(unknown("table", table, ["cells", "curves", "probes", "theorem", "paper", *TABLES]))

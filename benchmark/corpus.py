@@ -26,6 +26,8 @@ MOST_FRAGMENTS = 1_000_000
 MOST_CHARACTERS = 200_000_000
 """Characters that are read of a corpus, whatever its sentences look like."""
 LINE_CHARACTERS = 1 << 20
+PARQUET_ROWS = 100
+"""Unpacked at a time."""
 
 READERS = {"txt": "lines", "tokens": "lines", "raw": "lines", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "parquet": "parquet"}
 REMEDY = "--general FILE: .txt, .csv, .tsv, .jsonl (plain or .gz) or .parquet, the latter four with a column text"
@@ -152,7 +154,7 @@ def _parquet(path: Path) -> Iterator[str]:
         _check_columns(schema.names)
         if not (types.is_string(kind := schema.field("text").type) or types.is_large_string(kind)):
             raise ValueError(f"its column text is of the type {kind}, not string")
-        for batch in file.iter_batches(columns=["text"], batch_size=10_000):
+        for batch in file.iter_batches(columns=["text"], batch_size=PARQUET_ROWS):
             yield from filter(None, batch.column(0).to_pylist())
 
 

@@ -7,6 +7,7 @@
       DataError      a data set that cannot be had or has a bad row
       VictimError    a model that cannot or must not be loaded
       StoreError     an output folder that cannot be used
+      ClusterError   a Ray cluster that cannot be reached or cannot run the plan
       CellError      a cell that cannot be computed from what it was given
 
 Everything else is a defect of ours and keeps its traceback.
@@ -14,7 +15,11 @@ Everything else is a defect of ours and keeps its traceback.
 
 
 class RapbenchError(Exception):
-    """Base of all errors whose one line says what was wrong and what would be right."""
+    """Base of all errors whose one line says what was wrong and what would be right. What it quotes is shown without control signs."""
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().split())
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 class PluginError(RapbenchError):
@@ -38,6 +43,10 @@ class VictimError(RapbenchError):
 
 
 class StoreError(RapbenchError):
+    pass
+
+
+class ClusterError(RapbenchError):
     pass
 
 

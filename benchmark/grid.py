@@ -306,4 +306,4 @@ def _yaml(path: Path) -> Any:
     except OSError as error:
         raise GridError(f"cannot read the grid {str(path)!r}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2020-99-99
-        raise GridError(f"grid {str(path)!r} is no YAML: {' '.join(str(error).split())}") from None
+        raise GridError(f"grid {str(path)!r} is no YAML: {error}") from None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pluggy
 
 from rapbench.api import Attack, Dataset, Defense
+
+if TYPE_CHECKING:
+    from rapbench.results import Named
 
 PROJECT = "rapbench"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -29,3 +34,13 @@ def rapbench_attacks() -> Iterable[type[Attack]]:
 def rapbench_defenses() -> Iterable[type[Defense]]:
     """Give the defense classes of this package."""
     return ()
+
+
+@hookspec
+def rapbench_cell_finished(record: Named) -> None:
+    """Hear, in the process that was started, of a cell that this run has computed or that failed, as soon as it is so."""
+
+
+@hookspec
+def rapbench_run_finished(records: Sequence[Named], folder: Path) -> None:
+    """Hear that a run has ended and its results are written: all its records, those that were there before, too."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ from rapbench.artifacts import Store
 from rapbench.cost import Cost
 from rapbench.errors import CellError
 from rapbench.grid import Cell
-from rapbench.protocol import Mask
+from rapbench.protocol import Floats, Mask
 from rapbench.rates import Rate
 from rapbench.registry import spec_of
-from rapbench.results import Curve, Record, pack
+from rapbench.results import Curve, Histogram, Record, pack
 
 POPULATIONS = ("heldout", "test", "mistaken", "poisoned")
 """Texts that pass the gate: held-out and test texts of the protect label, test texts of another one, triggered texts."""
 CURVE = tuple(round(float(frr), 6) for frr in np.geomspace(0.001, 0.2, 40))
 """Allowed FRRs of a curve (Figure 3 of the RAP paper)."""
 FIXED = (0.01, 0.05)
+BINS = 40
+TAILS = (2.5, 97.5)
+"""Percentiles of all texts between which a histogram's bins lie."""
 LEAST_EXPECTED = 5
 
 Arrays = Mapping[str, Any]
@@ -63,6 +68,27 @@ def curve(cell: Cell, keys: Mapping[str, str], store: Store) -> Curve:
     return Curve(**names, points=tuple(points))
 
 
+def histogram(cells: Sequence[Cell], keys: Mapping[str, str], store: Store) -> Histogram:
+    """Give the suspicions of clean and poisoned texts, binned, and the thresholds of cells that differ by the allowed FRR alone."""
+    first = cells[0]
+    scores = _scores(store, keys["score"], first.protocol)
+    thresholds = []
+    for frr in sorted({cell.frr for cell in cells}):
+        with suppress(CellError):
+            verdicts = decide(scores, first.protocol, frr)
+            if verdicts.possible:
+                thresholds.append((frr, verdicts.at))
+    clean, poisoned = scores["test_suspicion"], scores["poisoned_suspicion"]
+    edges = _edges(np.concatenate([clean, poisoned]), [at for _, at in thresholds])
+    return Histogram(
+        **{name: value for name, value in first.names.items() if name != "frr"},
+        edges=tuple(edges.tolist()),
+        clean=_binned(clean, edges),
+        poisoned=_binned(poisoned, edges),
+        thresholds=tuple(thresholds),
+    )
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """What a defense says under one protocol at one allowed FRR. `rejected`: population -> bool, shape (n,)."""
@@ -97,6 +123,28 @@ def _by_level(scores: Arrays, by: str, frr: float) -> Verdicts:
         if level is None:
             raise CellError(f"no level of the purifier has a held-out FRR of at most 1.5 x {frr}: give it higher levels")
     return Verdicts(float(scores["levels"][level]), {name: own[level] for name, own in lost.items()})
+
+
+def _edges(suspicion: Floats, thresholds: Sequence[float]) -> Floats:
+    """Give the ends of the bins, which hold the bulk of the texts and every threshold, shape (BINS + 1,).
+
+    Bins are equal, or where half of the texts lie in a tenth of them, equal after asinh: narrow in the middle, wide in the tails.
+    """
+    low, first, middle, third, high = np.percentile(suspicion, [TAILS[0], 25, 50, 75, TAILS[1]]) if len(suspicion) else [0.0] * 5
+    low, high = min([low, *thresholds]), max([high, *thresholds])
+    half = third - first
+    scale = half if 0 < half < (high - low) / 10 else math.inf
+    ends = np.array([low, high])
+    if math.isfinite(scale):
+        ends = np.arcsinh((ends - middle) / scale)
+    room = (ends[1] - ends[0]) / BINS or 0.5  # a bin on either side: no threshold lies on the border
+    edges = np.linspace(ends[0] - room, ends[1] + room, BINS + 1)
+    return np.asarray(np.sinh(edges) * scale + middle if math.isfinite(scale) else edges, dtype=np.float64)
+
+
+def _binned(suspicion: Floats, edges: Floats) -> tuple[int, ...]:
+    inside = np.clip(suspicion, edges[0], edges[-1])
+    return tuple(np.histogram(inside, edges)[0].tolist())
 
 
 def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
@@ -137,7 +185,14 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         notes=about["notes"][cell.protocol],
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
+        made_by=_made_by(store, keys["score"]),
     )
+
+
+def _made_by(store: Store, key: str) -> dict[str, Any]:
+    """Give the versions and the machine behind an artifact, without what differs from run to run."""
+    made = store.provenance(key).get("made_by", {})
+    return {"rapbench": version("rapbench"), **{name: value for name, value in made.items() if name != "load"}}
 
 
 def _counted(cell: Cell, clean: Arrays, poisoned: Arrays, verdicts: Verdicts) -> dict[str, Rate]:

@@ -28,6 +28,7 @@ BASES: dict[Kind, type] = {"dataset": Dataset, "attack": Attack, "defense": Defe
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 MAX_SPEC = 10_000
 """Characters of a spec, or of one value where it is a mapping."""
+LIFECYCLE = {"rapbench_cell_finished", "rapbench_run_finished"}
 SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
@@ -48,10 +49,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Registry:
-    """All plugins that could be loaded, and the packages that could not, with the reason."""
+    """All plugins that could be loaded, and the packages that could not, with the reason.
+
+    `listeners`: package -> its hooks, of those that want to hear of cells and runs.
+    """
 
     found: Mapping[tuple[Kind, str], Found]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    listeners: Mapping[str, Any] = field(default_factory=dict)
 
     def names(self, kind: Kind) -> list[str]:
         return sorted(name for own, name in self.found if own == kind)
@@ -81,17 +86,21 @@ def discover(group: Iterable[EntryPoint] | None = None) -> Registry:
     """Load every entry point of the group `rapbench`, each by itself, so that a broken one hides no other."""
     found: dict[tuple[Kind, str], Found] = {}
     left_out: dict[str, str] = {}
+    listeners: dict[str, Any] = {}
     for entry in sorted(entry_points(group="rapbench") if group is None else group, key=lambda e: (e.name, e.value)):
         try:
-            plugins = _load(entry)
+            manager, module = _registered(entry)
+            plugins = _plugins(entry, manager)
         except (Exception, SystemExit) as error:  # a module may well call sys.exit when it is imported
             left_out[f"{_package(entry)[0]}:{entry.name}"] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
+        if LIFECYCLE & {caller.name for caller in manager.get_hookcallers(module) or ()}:
+            listeners[f"{_package(entry)[0]}:{entry.name}"] = manager.hook
         for plugin in plugins:
             other = found.setdefault((plugin.kind, plugin.name), plugin)
             if other.cls is not plugin.cls:
                 raise PluginError(_twice(other, plugin))
-    return Registry(found, left_out)
+    return Registry(found, left_out, listeners)
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
@@ -154,7 +163,7 @@ def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
         option = ".".join(str(part) for part in first["loc"][:1])
         messages = [_line(own["msg"]).removeprefix("Value error, ") for own in error.errors() if own["loc"][:1] == first["loc"][:1]]
         message = ", or ".join(dict.fromkeys(own[:1].lower() + own[1:] for own in messages))  # several where a type has several
-        value = "" if first["type"] == "missing" else f"={first['input']!r}"
+        value = "" if first["type"] == "missing" else f"={_shown(str(first['input']))}"
         raise SpecError(f"{where}: " + (f"{option}{value}: {message}" if option else message)) from None
     for name in fields:
         if not _finite(getattr(made, name)):
@@ -250,7 +259,8 @@ def _package(entry: EntryPoint) -> tuple[str, str]:
     return (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "?")
 
 
-def _load(entry: EntryPoint) -> list[Found]:
+def _registered(entry: EntryPoint) -> tuple[pluggy.PluginManager, Any]:
+    """Import the module of an entry point and give it with a manager of its own."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     module = entry.load()
@@ -258,6 +268,10 @@ def _load(entry: EntryPoint) -> list[Found]:
     manager.check_pending()
     if not manager.get_hookcallers(module):
         raise PluginError(f"{entry.value} implements no hook: mark its functions with rapbench.hookimpl")
+    return manager, module
+
+
+def _plugins(entry: EntryPoint, manager: pluggy.PluginManager) -> list[Found]:
     package, version = _package(entry)
     hooks: dict[Kind, Any] = {
         "dataset": manager.hook.rapbench_datasets,

@@ -1,4 +1,4 @@
-"""What a run leaves: one record per cell and one curve per defense, each a JSON file; writing and reading them."""
+"""What a run leaves: one record per cell, one curve and one histogram per defense, each a JSON file; writing and reading them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import base64
 import dataclasses
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapbench.artifacts import content_key, write_atomically
+from rapbench.artifacts import content_key, make_folder, read_json, write_atomically
 from rapbench.cost import Cost
 from rapbench.errors import StoreError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 3
 WRITERS = 8
@@ -42,6 +48,8 @@ class Named:
     victim: str
     seed: int
     schema_version: int = SCHEMA
+    attempts: Mapping[str, str] = field(default_factory=dict)
+    """How the attempts at an artifact ended, by its role: of those that took more than one. "worker lost, ok"."""
 
     @property
     def file_name(self) -> str:
@@ -120,6 +128,8 @@ class Record(Named):
     notes: Mapping[str, Any] = field(default_factory=dict)
     trigger: str | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """What scored the texts: versions, device, threads."""
 
     @property
     def file_name(self) -> str:
@@ -152,6 +162,33 @@ class Curve(Named):
         return cls(**{**content, "points": tuple((float(a), float(b), float(c)) for a, b, c in content["points"])})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Histogram(Named):
+    """How suspicious one defense finds clean and poisoned texts, and its thresholds."""
+
+    FOLDER: ClassVar[str] = "histograms"
+
+    defense: str
+    protocol: str
+    edges: tuple[float, ...]
+    """Ends of the bins, rising; the first and the last bin hold what lies beyond them, too."""
+    clean: tuple[int, ...]
+    """Per bin: clean test texts behind FRR."""
+    poisoned: tuple[int, ...]
+    """Per bin: triggered texts behind FAR."""
+    thresholds: tuple[tuple[float, float], ...] = ()
+    """(allowed FRR, suspicion above which a text is rejected); without those at which nothing is."""
+
+    @property
+    def file_name(self) -> str:
+        return self.file_stem(self.defense, self.protocol) + ".json"
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in pairwise(self.edges))
+        if not len(self.edges) == len(self.clean) + 1 == len(self.poisoned) + 1 or not rising:
+            raise ValueError("edges: rising numbers, one more than the bins of clean and of poisoned, make a histogram")
+
+
 F = TypeVar("F", bound=Named)
 
 
@@ -159,10 +196,7 @@ def write(filed: Iterable[Named], out: Path) -> None:
     """Write each to its own file of the results folder; what is there already with the same content is left alone."""
     texts = {out / one.FOLDER / one.file_name: json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False) for one in filed}
     for folder in {path.parent for path in texts}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder {str(folder)!r}: {error.strerror}; choose another --out") from None
+        make_folder(folder)
     changed = [path for path, text in texts.items() if not (path.is_file() and path.read_bytes() == text.encode())]
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(lambda path: write_atomically(path, texts[path]), changed))
@@ -178,20 +212,42 @@ def read(out: Path) -> list[Record]:
 
 def read_all(out: Path, cls: type[F]) -> list[F]:
     """Give what a results folder holds of this kind; a StoreError names the file that is no such thing."""
-    known = {f.name for f in dataclasses.fields(cls)}
-    found = []
-    for path in sorted((out / cls.FOLDER).glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("schema_version") != SCHEMA:
-                raise StoreError(
-                    f"{str(path)!r} has schema version {content.get('schema_version')!r}, this rapbench reads {SCHEMA}: "
-                    "run the same command again with --out on another folder, or read it with the rapbench that wrote it"
-                )
-            found.append(cls.of({key: value for key, value in content.items() if key in known}))
-        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise StoreError(f"{str(path)!r} is no result of rapbench: {error}; move it away and run again") from None
-    return found
+    return [_read(path, cls) for path in sorted((out / cls.FOLDER).glob("*.json"))]
+
+
+def _read(path: Path, cls: type[F]) -> F:
+    """Give the object of a file, every field of its type."""
+    from pydantic import ValidationError
+
+    try:
+        content = read_json(path, finite=True)
+    except StoreError as error:
+        raise _no_result(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _no_result(path, "no JSON object")
+    if (version := content.get("schema_version")) != SCHEMA:
+        raise StoreError(
+            f"{str(path)!r} has schema version {reprlib.repr(version)}, this rapbench reads {SCHEMA}: "
+            "run the same command again with --out on another folder, or read it with the rapbench that wrote it"
+        )
+    adapter, known = _adapter(cast(Any, cls))
+    try:
+        found: F = adapter.validate_python({key: value for key, value in content.items() if key in known})
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _no_result(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+
+
+def _no_result(path: Path, reason: str) -> StoreError:
+    return StoreError(f"{str(path)!r} is no result of rapbench: {reason}; move it away and run again")
+
+
+@cache
+def _adapter(cls: type[Named]) -> tuple[TypeAdapter[Any], frozenset[str]]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls), frozenset(f.name for f in dataclasses.fields(cls))
 
 
 def pack(rejected: NDArray[np.bool_]) -> str:

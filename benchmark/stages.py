@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rapbench import data as data_rules
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
-from rapbench.artifacts import Store
+from rapbench.artifacts import Store, store_at
 from rapbench.cost import Gauge, Meter
 from rapbench.errors import CellError, PluginError
 from rapbench.kept import Kept
@@ -50,9 +50,14 @@ class Job:
 class Bench:
     """Where and how steps run: the same for every step of a run."""
 
-    store: Path
+    store: str | Path
+    """A folder, or a URI that fsspec knows."""
     device: str = "cpu"
     threads: int = 1
+    exclusive: bool = False
+    """Scores, and so costs, are taken on a machine where nothing else of this run runs."""
+    logs: Path | None = None
+    """The folder for what steps print."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def run(job: Job, bench: Bench, registry: Registry | None = None, kept: Kept | N
     `registry`, `kept`: what the process keeps for its next steps; without them, all is found and read anew.
     """
     _settle(bench)
-    store = Store(bench.store)
+    store = store_at(bench.store)
     provenance = {"stage": job.stage, "spec": dict(job.spec), "inputs": dict(job.inputs), "made_by": _made_by(bench)}
     if job.stage in ("victim", "finetune") and kept is not None:
         kept.clear()  # training needs the memory

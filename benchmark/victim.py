@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer
+from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unpanicked
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.hub import reachable
 from rapbench.linear import onednn, plainly
@@ -130,6 +130,10 @@ class Victim:
         """Keep probabilities of the unchanged victim for `undefended`."""
         self._known.update(zip(texts, probabilities, strict=True))
 
+    def forget(self) -> None:
+        """Drop what was kept for `undefended`: texts may come without end."""
+        self._known.clear()
+
     def clone(self) -> Victim:
         """Give a copy with weights of its own, for a defense to change; its `undefended` still asks this victim."""
         twin = Victim(plainly(copy.deepcopy(self.model)), self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
@@ -141,7 +145,7 @@ class Victim:
         """Give how many characters of each text stand before the cut at the maximal length, shape (n,)."""
         seen = np.empty(len(texts), dtype=np.int64)
         for row, text in enumerate(texts):
-            offsets = self.tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)["offset_mapping"]
+            offsets = self._tokenized(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)["offset_mapping"]
             seen[row] = max((end for _, end in offsets), default=0)  # the special tokens stand at (0, 0)
         return seen
 
@@ -151,12 +155,12 @@ class Victim:
 
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Give the padded, truncated batch of these texts on the victim's device."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        batch = self._tokenized(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def token_id(self, word: str) -> int:
         """Give the id of a word that is one token of the vocabulary; a SpecError where it is none or several."""
-        ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        ids = self._tokenized(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
             raise SpecError(
@@ -172,11 +176,15 @@ class Victim:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_fast": None}  # compiled code belongs to its process
 
+    def _tokenized(self, texts: str | list[str], **how: Any) -> Any:
+        with unpanicked():
+            return self.tokenizer(texts, **how)
+
     def _ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Give the token ids of each text, cut at the maximal length."""
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), 1024):
-            part = self.tokenizer(list(texts[start : start + 1024]), truncation=True, max_length=self.max_length)["input_ids"]
+            part = self._tokenized(list(texts[start : start + 1024]), truncation=True, max_length=self.max_length)["input_ids"]
             ids += [np.asarray(row, dtype=np.int32) for row in part]
         return ids
 
@@ -225,7 +233,7 @@ class Victim:
             logits = self.model(**self._padded([row.tolist() for row in ids])).logits.float()  # (rows, labels)
             told: NDArray[np.float64] = torch.softmax(logits, dim=-1).double().cpu().numpy()
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return None  # the error holds the batch's tensors: they are freed by whoever sees this
         return told
@@ -281,7 +289,8 @@ class Victim:
             if isinstance(place, Path):
                 config = AutoConfig.from_pretrained(place, **safe, **fresh)
                 check_shapes(place, config, AutoModelForSequenceClassification, new_head=n_labels is not None)
-            tokenizer = AutoTokenizer.from_pretrained(place, **safe)
+            with unpanicked():
+                tokenizer = AutoTokenizer.from_pretrained(place, **safe)
             model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **fresh)
         except VictimError:
             raise
@@ -326,6 +335,14 @@ def model_fingerprint(name: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed: accelerators have a class for it, or a message; the CPU's allocator has a message."""
+    import torch
+
+    told = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(sign in told for sign in NO_MEMORY))
+
+
 def _folder(name: str) -> Path | None:
     """Give the local folder of this name, or None; a name that no file system takes is none."""
     try:
@@ -359,14 +376,6 @@ def _watched(model: PreTrainedModel) -> bool:
 
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules() if part is not model)
     return hooked or is_in_torch_dispatch_mode()  # under a mode nothing is compiled, then or later
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an allocation failed: accelerators have a class for it, or a message; the CPU's allocator has a message."""
-    import torch
-
-    told = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in told for sign in NO_MEMORY)
 
 
 def _has_word_embeddings(model: Any) -> bool:

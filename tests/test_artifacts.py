@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_of_many_attempts_at_once_exactly_one_wins(store: Store) -> None:
     assert store.sound(KEY)
 
 
+def test_a_link_that_was_made_and_is_said_to_be_there_is_our_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        own(source, target)
+        own(source, target)  # as NFS does where the first answer was lost
+
+    monkeypatch.setattr(os, "link", twice)
+    publish(store)
+    assert store.sound(KEY)
+
+
 # --- trust
 
 
@@ -195,7 +208,76 @@ def test_what_is_set_aside_keeps_its_files(store: Store) -> None:
     assert other.is_dir()
 
 
+# --- nothing is written through a link
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder that is somebody's own."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "thesis").write_text("years")
+    return folder
+
+
+def test_an_attempt_does_not_write_behind_a_link(store: Store, outside: Path) -> None:
+    (store.root / KEY).symlink_to(outside)
+    publish(store)
+    assert everything(outside) == {"thesis"}
+    assert not (store.root / KEY).is_symlink()
+    assert store.sound(KEY)
+
+
+def test_an_attempt_is_published_where_a_link_stood_in_the_place_of_its_manifest(store: Store, outside: Path) -> None:
+    (store.root / KEY).mkdir()
+    (store.root / KEY / "manifest.json").symlink_to(outside / "new")
+    publish(store)
+    assert everything(outside) == {"thesis"}
+    assert store.sound(KEY)
+
+
+def test_an_artifact_is_not_set_aside_behind_a_link(store: Store, outside: Path) -> None:
+    publish(store)
+    (store.root / "set-aside").symlink_to(outside)
+    store.set_aside(KEY)
+    assert everything(outside) == {"thesis"}
+    assert len(store.aside()) == 1
+    assert not store.has(KEY)
+
+
+def test_of_a_link_in_the_place_of_an_artifact_the_link_is_set_aside(store: Store, outside: Path) -> None:
+    publish(store)
+    (store.root / KEY).rename(outside / KEY)
+    (store.root / KEY).symlink_to(outside / KEY)
+    before = everything(outside)
+    away = store.set_aside(KEY)
+    assert (store.root / away).is_symlink()
+    assert everything(outside) == before
+    assert not store.has(KEY)
+
+
+def test_a_store_is_not_made_behind_a_link_in_the_place_of_its_layout(tmp_path: Path, outside: Path) -> None:
+    (tmp_path / "about.json").symlink_to(outside / "new")
+    Store(tmp_path).create()
+    assert everything(outside) == {"thesis"}
+    assert Store(tmp_path).opened()
+
+
 # --- sweeping
+
+
+def test_an_attempt_on_a_shared_store_is_as_old_as_the_last_that_was_written_in_it(store: Store) -> None:
+    store.create(shared=True)
+    week_ago = time.time() - 8 * 24 * 3600
+    for name in ("killed", "alive"):
+        (store.root / KEY / name).mkdir(parents=True)
+        (store.root / KEY / name / "a.txt").write_text("half")
+    os.utime(store.root / KEY / "killed" / "a.txt", (week_ago, week_ago))
+    for name in ("killed", "alive"):
+        os.utime(store.root / KEY / name, (week_ago, week_ago))
+    assert [path.name for path in store.orphans()] == ["killed"]
+    assert store.sweep() == 1
+    assert (store.root / KEY / "alive" / "a.txt").is_file()
 
 
 def test_a_sweep_deletes_killed_attempts_and_nothing_published(store: Store) -> None:

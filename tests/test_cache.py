@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from filelock import FileLock
 
-from rapbench.artifacts import ABOUT, MOST_BYTES, Store, alone, occupied, read_json
+from rapbench.artifacts import Store, alone, occupied, read_json, store_at
 from rapbench.errors import StoreError
+from rapbench.manifest import ABOUT, MOST_BYTES
 
 DATA, POISON, VICTIM, SCORE, START, OLD, OLDER = (letter * 32 for letter in "abcdef0")
 RECIPE = {"recipe": {"epochs": 1}}
@@ -437,6 +439,129 @@ def test_the_bytes_behind_a_link_are_not_counted(tmp_path):
     assert occupied(folder) == 7
     (folder / "link").symlink_to(tmp_path / "far")
     assert occupied(folder) == 7 + len(str(tmp_path / "far"))  # a link is as long as where it points
+
+
+# --- a store elsewhere, which several results folders share
+
+
+@pytest.fixture(params=["folder", "memory"])
+def place(request, tmp_path, monkeypatch) -> str:
+    """A shared store with two data sets and a victim of each, a score that nobody needs, and two folders that need a victim each."""
+    monkeypatch.setenv("RAPBENCH_CACHE", str(tmp_path / "cache"))
+    place = {"folder": str(tmp_path / "shared"), "memory": f"memory://{tmp_path.name}/{abs(hash(tmp_path))}"}[request.param]
+    store = store_at(place).create(shared=True)
+    for data, victim, user in ((DATA, VICTIM, "one"), (OLDER, OLD, "two")):
+        release(store, data, "data", {"dataset": {"name": "imdb"}}, 10)
+        release(store, victim, "victim", {**RECIPE, "attack": {"name": "ep"}}, 40, data=data)
+        (tmp_path / user / "cells").mkdir(parents=True)
+        (tmp_path / user / "cells" / "a.json").write_text(json.dumps({"artifacts": {"victim": victim}}))
+    release(store, SCORE, "score", RECIPE, 50, victim=VICTIM)
+    return place
+
+
+def release(store: Store, key: str, stage: str, spec: Mapping[str, Any], size: int, **inputs: str) -> None:
+    with store.attempt(key, {"stage": stage, "spec": dict(spec), "inputs": inputs}) as folder:
+        (folder / "file").write_bytes(b"x" * size)
+
+
+@pytest.fixture
+def week_later(monkeypatch) -> None:
+    for module in ("artifacts", "objects", "cli_cache"):
+        monkeypatch.setattr(f"rapbench.{module}.IDLE_S", -60.0)
+
+
+def test_a_store_elsewhere_is_listed_and_verified(place, rapbench, tmp_path):
+    found = json.loads(rapbench("ls", tmp_path / "two", "--store", place, "--json").out)
+    assert {one["key"]: (one["bytes"], one["used"]) for one in found["artifacts"]} == {
+        DATA: (10, False),
+        VICTIM: (40, False),
+        SCORE: (50, False),
+        OLDER: (10, True),
+        OLD: (40, True),
+    }
+    ended = rapbench("verify", "--store", place)
+    assert (ended.code, ended.out) == (0, "5 artifacts, 0 corrupted\n")
+
+
+def test_a_corrupted_artifact_of_a_store_elsewhere_is_named(place, rapbench):
+    fs, top = fsspec.core.url_to_fs(place)
+    [path] = [path for path in fs.find(top) if OLD in path and path.endswith("/file")]
+    fs.pipe_file(path, b"y" * 40)
+    ended = rapbench("verify", "--store", place)
+    assert ended.code == 1
+    assert f"corrupted: {OLD[:10]} victim imdb ep: 'file' has the right size and another content" in ended.out
+
+
+@pytest.mark.usefixtures("week_later")
+def test_gc_of_a_shared_store_keeps_all_artifacts_unless_told_who_needs_it(place, rapbench):
+    ended = rapbench("gc", "--store", place, "--yes")
+    assert ended.code == 0
+    assert "--needed-by names every results folder" in ended.err
+    assert "0 deleted" in ended.out
+    assert len(store_at(place).published()) == 5
+
+
+@pytest.mark.usefixtures("week_later")
+def test_gc_of_a_shared_store_keeps_what_any_of_the_named_folders_needs(place, rapbench, tmp_path):
+    ended = rapbench("gc", "--store", place, "--needed-by", tmp_path / "one", "--needed-by", tmp_path / "two", "--yes")
+    assert ended.code == 0
+    assert store_at(place).published() == sorted([DATA, VICTIM, OLDER, OLD])
+    rapbench("gc", "--store", place, "--needed-by", tmp_path / "one", "--yes")
+    assert store_at(place).published() == sorted([DATA, VICTIM])
+
+
+def test_gc_of_a_shared_store_keeps_what_is_younger_than_a_week(place, rapbench, tmp_path):
+    ended = rapbench("gc", "--store", place, "--needed-by", tmp_path / "one", "--yes")
+    assert (ended.code, ended.out) == (0, "0 deleted, 0.00 MiB freed\n")
+    assert len(store_at(place).published()) == 5
+
+
+@pytest.mark.usefixtures("week_later")
+def test_gc_of_a_shared_store_keeps_all_where_a_named_folder_has_no_result(place, rapbench, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, code, told in ((tmp_path / "empty", 0, "no result in"), (tmp_path / "mistyped", 2, "no results folder")):
+        ended = rapbench("gc", "--store", place, "--needed-by", tmp_path / "one", "--needed-by", folder, "--yes")
+        assert (ended.code, told in ended.err) == (code, True)
+    assert not (tmp_path / "mistyped").exists()
+    assert len(store_at(place).published()) == 5
+
+
+@pytest.mark.usefixtures("week_later")
+def test_gc_of_a_shared_store_waits_for_the_runs_of_the_named_folders(place, rapbench, tmp_path):
+    with FileLock(tmp_path / "one" / ".lock"):
+        ended = rapbench("gc", "--store", place, "--needed-by", tmp_path / "one", "--yes")
+    assert (ended.code, "another run is writing" in ended.err) == (2, True)
+    assert len(store_at(place).published()) == 5
+
+
+def test_gc_takes_no_single_folder_for_all_that_need_a_store(place, rapbench, tmp_path):
+    ended = rapbench("gc", tmp_path / "one", "--store", place, "--yes")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "name all that use it by --needed-by" in ended.err
+
+
+def test_gc_takes_a_folders_own_store_only_with_the_folder(store, rapbench):
+    before = files(store.root)
+    ended = rapbench("gc", "--store", store.root, "--yes")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "give that folder" in ended.err
+    assert files(store.root) == before
+
+
+def test_gc_of_a_folder_keeps_the_artifacts_once_others_share_them(store, rapbench):
+    store.create(shared=True)
+    kill(store)
+    rapbench("gc", store.root.parent, "--yes")
+    assert len(store.published()) == 7
+    assert (store.root / DATA / "killed").is_dir()  # it may be under way
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_place_without_a_store_is_one_line(tmp_path, rapbench, command):
+    for place in (tmp_path, f"memory://{tmp_path.name}/none", "nonsense://x/y"):
+        ended = rapbench(command, "--store", place)
+        assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- no such folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rapbench import cli
-from rapbench.cli_paper import TABLES
+from rapbench.cli_report import TABLES
 from rapbench.cost import Cost
 from rapbench.probe import ProbeRecord
 from rapbench.results import Curve, Record, write

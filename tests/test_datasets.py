@@ -239,11 +239,18 @@ def test_a_label_that_is_no_integer_from_zero_names_split_and_row(tmp_path, suff
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("labels", "row"),
-    [([1, 0.5], 1), ([1, None], 1), ([1.0, None], 1), ([1.0, 0.0], 0), ([True, False], 0), ([[1], [0]], 0), ([None, None], 0)],
+    [([1, 0.5], 1), ([1, None], 1), ([1.0, None], 1), ([1.0, 0.0], 0), ([True, False], 0), ([None, None], 0)],
 )
 def test_a_label_of_another_kind_names_split_and_row(tmp_path, suffix, labels, row):
     message = refusal(path=folder(tmp_path, suffix, validation=list(zip("ab", labels, strict=True))))
     assert f"folder: validation row {row}: the label {labels[row]} is no integer in 0..999" in message
+
+
+@pytest.mark.parametrize(
+    ("suffix", "reason"), [("jsonl", "row 0: the label [1] is no integer"), ("parquet", "'label' is of the type list<")]
+)
+def test_a_list_is_no_label(tmp_path, suffix, reason):
+    assert reason in refusal(path=folder(tmp_path, suffix, validation=[("a", [1]), ("b", [0])]))
 
 
 def test_a_label_above_the_classes_names_split_and_row(tmp_path):

@@ -20,6 +20,7 @@ from rapbench.victim import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS, GUIDE, COST, README = (ROOT / name for name in ("docs/plugins.md", "docs/guide.md", "docs/cost.md", "README.md"))
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 KEYS = {**Block.model_fields, **ProbeBlock.model_fields, **CheckBlock.model_fields}
@@ -79,7 +80,7 @@ def test_every_option_of_the_recipe_is_in_the_guide():
 
 
 def test_every_command_and_option_of_the_command_line_is_in_the_documents():
-    text = "".join(path.read_text(encoding="utf-8") for path in (GUIDE, COST, README, PLUGINS))
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     found = dict(commands(typer.main.get_command(app), "rapbench"))
     assert {"rapbench run", "rapbench cache", "rapbench cache gc"} <= found.keys()
     options = {option for command in found.values() for one in command.params for option in one.opts if option.startswith("--")}

@@ -11,22 +11,12 @@ import pytest
 from rapbench import stages
 from rapbench.api import Work
 from rapbench.artifacts import Store
-from rapbench.estimate import (
-    SHAPES,
-    Estimate,
-    Shape,
-    Site,
-    Texts,
-    _file,
-    duration,
-    estimate,
-    longest,
-    shape_of,
-    spread_words,
-)
+from rapbench.estimate import Estimate, Site, duration, estimate
 from rapbench.grid import cells_of, checked_block
 from rapbench.registry import discover
 from rapbench.runner.session import planned
+from rapbench.shapes import SHAPES, Shape, shape_of
+from rapbench.sizes import Texts, _file, longest, spread_words
 from rapbench.stages import Job
 from rapbench_plugins.defenses.strip import Strip
 

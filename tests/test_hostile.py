@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import base64
 import csv
 import gzip
 import io
 import json
 import os
+import pickle
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -22,13 +26,16 @@ from hypothesis import strategies as st
 import rapbench
 import rapbench_plugins
 from rapbench import checkpoint, grid, registry
+from rapbench.api import Labelled
 from rapbench.errors import DataError, GridError, RapbenchError, SpecError, VictimError
 from rapbench.grid import cells_of, read_blocks, recipe_of
+from rapbench.lab import Lab
 from rapbench.registry import discover
 from rapbench.report.forms import FORMULA, csv_text
 from rapbench.results import Named
 from rapbench.victim import Victim, model_fingerprint, model_source
 from rapbench_plugins.datasets import local
+from rapbench_plugins.defenses import causal
 
 REGISTRY = discover()
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -542,7 +549,7 @@ def test_a_broken_tokenizer_is_one_line(folder: Path, content: str | bytes) -> N
     (folder / "tokenizer.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(VictimError) as caught:
         Victim.load(folder, target_label=1, max_length=32)
-    assert "cannot load the victim" in told(caught)
+    assert any(reason in told(caught) for reason in ("cannot load the victim", "tokenizer.json' is no JSON"))
 
 
 def test_a_missing_tokenizer_is_not_made_up(folder: Path) -> None:
@@ -577,6 +584,254 @@ def test_looking_at_a_model_draws_no_random_number(folder: Path) -> None:
     checkpoint.check_folder(folder)
     checkpoint.check_shapes(folder, AutoConfig.from_pretrained(folder), AutoModelForSequenceClassification, new_head=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# whatever is a model: victims, what is fine-tuned, ONION's language models
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random one-layer GPT-2 that reads the tiny model's words."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    place = tmp_path_factory.mktemp("tiny-lm")
+    with torch.random.fork_rng(devices=[]):
+        config = GPT2Config(vocab_size=41, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
+        GPT2LMHeadModel(config).save_pretrained(place)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, place)
+    return place
+
+
+def as_victim(place: Path) -> object:
+    return Victim.load(place, target_label=1, max_length=32)
+
+
+def as_start(place: Path) -> object:
+    """What training, and the user's fine-tuning of a model from elsewhere, begin with."""
+    from rapbench.victim import Recipe
+
+    return Lab(seed=1, recipe=Recipe(model=str(place)), heldout=Labelled([], np.empty(0, np.int64)), target_label=1, n_labels=3).fresh()
+
+
+def as_lm(place: Path) -> object:
+    lab = Lab(seed=1, recipe=recipe_of("minilm-l6"), heldout=Labelled([], np.empty(0, np.int64)), target_label=1, n_labels=2)
+    texts = Labelled(["a calm day", "so cold"], np.array([1, 1]))
+    return REGISTRY.parse("defense", {"name": "onion", "lm": str(place)}).fit(cast(Any, Guarded()), texts, lab)
+
+
+class Guarded:
+    """All that ONION asks of a victim while it is fitted."""
+
+    target_label = 1
+
+
+LOADERS = {"victim": as_victim, "start": as_start, "lm": as_lm}
+
+
+@pytest.fixture(params=LOADERS)
+def model(request: pytest.FixtureRequest, tiny_model: Path, tiny_lm: Path, tmp_path: Path) -> tuple[Callable[[Path], object], Path]:
+    """What loads a model, and a copy of one to spoil."""
+    source = tiny_lm if request.param == "lm" else tiny_model
+    return LOADERS[request.param], Path(shutil.copytree(source, tmp_path / "model"))
+
+
+def pickled(canary: Path) -> bytes:
+    """Give a pickle that writes over the canary where it is read."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.system, (f"echo touched > {canary}",))
+
+    return pickle.dumps(Evil())
+
+
+def zipped(canary: Path, *, zeros: int) -> bytes:
+    """Give a file as torch.save writes it: a pickle in a zip, here beside very many zeros."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled(canary))
+        archive.writestr("archive/data/0", bytes(zeros))
+    return stream.getvalue()
+
+
+def code(canary: Path) -> str:
+    return f"import pathlib\npathlib.Path({str(canary)!r}).write_text('touched')\nclass Evil: pass\n"
+
+
+def poisoned(folder: Path, canary: Path, how: str) -> None:
+    """Make the folder one that runs code, reads other files or fills the memory where it is loaded carelessly."""
+    weights, other = folder / "model.safetensors", folder.parent / "other.safetensors"
+    if how == "a pickle alone":
+        weights.unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickled(canary))
+    elif how == "a zip bomb alone":
+        weights.unlink()
+        (folder / "pytorch_model.bin").write_bytes(zipped(canary, zeros=50_000_000))
+    elif how == "a pickle by another name":
+        weights.write_bytes(pickled(canary))
+    elif how == "a zip bomb by another name":
+        weights.write_bytes(zipped(canary, zeros=50_000_000))
+    elif how == "an index of a pickle":
+        weights.rename(other)
+        (folder / "pytorch_model.bin").write_bytes(pickled(canary))
+        (folder / checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "pytorch_model.bin"}}))
+    elif how == "an index that leads out":
+        weights.rename(other)
+        (folder / checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "../other.safetensors"}}))
+    elif how == "code of the model":
+        (folder / "evil.py").write_text(code(canary))
+        change(folder / "config.json", auto_map=dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "evil.Evil"))
+    elif how == "code of the tokenizer":
+        (folder / "evil.py").write_text(code(canary))
+        change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, tokenizer_class="Evil")
+    elif how == "a tokenizer elsewhere":
+        shutil.copy(folder / "tokenizer.json", folder.parent / "other.json")
+        change(folder / "tokenizer_config.json", tokenizer_file=str(folder.parent / "other.json"))
+    elif how == "a tokenizer in a pipe":
+        os.mkfifo(folder.parent / "pipe")
+        change(folder / "tokenizer_config.json", vocab_file=str(folder.parent / "pipe"))
+    elif how == "an adapter":
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder.parent), "peft_type": "LORA"}))
+    elif how == "no weight that fits":
+        change(folder / "config.json", hidden_size=10**9, n_embd=10**9)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("a pickle alone", "a zip bomb alone", "a pickle by another name", "a zip bomb by another name", "an index of a pickle"),
+        *("an index that leads out", "code of the model", "code of the tokenizer", "a tokenizer elsewhere", "a tokenizer in a pipe"),
+        *("an adapter", "no weight that fits"),
+    ],
+)
+def test_a_malicious_checkpoint_is_refused_and_the_canary_untouched(
+    model: tuple[Callable[[Path], object], Path], tmp_path: Path, how: str
+) -> None:
+    load, folder = model
+    canary = tmp_path / "canary"
+    canary.write_text("untouched")
+    poisoned(folder, canary, how)
+    with pytest.raises(VictimError) as caught:
+        load(folder)
+    told(caught)
+    assert canary.read_text() == "untouched"
+
+
+def test_the_canary_of_these_tests_would_be_touched(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    canary.write_text("untouched")
+    pickle.loads(pickled(canary))
+    assert canary.read_text() == "touched\n"
+    canary.write_text("untouched")
+    exec(code(canary))
+    assert canary.read_text() == "touched"
+
+
+def test_what_lies_beside_a_sound_model_is_left_alone(model: tuple[Callable[[Path], object], Path], tmp_path: Path) -> None:
+    load, folder = model
+    canary = tmp_path / "canary"
+    canary.write_text("untouched")
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "tf_model.h5"):
+        (folder / name).write_bytes(pickled(canary))
+    for name in ("modeling.py", "tokenization.py", "sitecustomize.py", "__init__.py"):
+        (folder / name).write_text(code(canary))
+    load(folder)
+    assert canary.read_text() == "untouched"
+
+
+def test_a_file_of_the_maker_s_machine_that_is_not_there_is_no_reason_to_refuse(model: tuple[Callable[[Path], object], Path]) -> None:
+    load, folder = model
+    change(folder / "tokenizer_config.json", tokenizer_file="/root/.cache/nobody/tokenizer.json", special_tokens_map_file="/nowhere/a.json")
+    load(folder)
+
+
+def rule(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def charsmap(size: int, data: bytes) -> dict[str, str]:
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(struct.pack("<I", size) + data).decode()}
+
+
+WORDPIECE = {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "?", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("normalizer", charsmap(2**32 - 1, b""), "a precompiled_charsmap whose size is not the one that it says"),  # it took 8 GiB
+        ("normalizer", charsmap(8, b"seven b"), "a precompiled_charsmap whose size"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAA"}, "a precompiled_charsmap whose size"),
+        ("normalizer", {"type": "Sequence", "normalizers": [rule("a", "aa")] * 10}, "makes up to 1,024 characters of one"),
+        ("normalizer", rule("a", "a" * 1001), "makes up to 1,001 characters of one"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 1001}, "makes up to 1,001 characters of one"),
+        ("post_processor", {"type": "BertProcessing", "sep": ["[SEP]", 41], "cls": ["[CLS]", 2]}, "has the id 41, but the model has"),
+        ("model", {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}, "cannot read"),
+        ("model", WORDPIECE, "cannot read"),
+    ],
+    ids=range(9),
+)
+def test_a_tokenizer_s_rules_are_looked_at(
+    model: tuple[Callable[[Path], object], Path], part: str, value: dict[str, Any], reason: str
+) -> None:
+    load, folder = model
+    change(folder / "tokenizer.json", **{part: value})
+    with pytest.raises(VictimError) as caught:
+        load(folder)
+    assert reason in told(caught)
+
+
+def test_rules_as_tokenizers_have_them_are_well(model: tuple[Callable[[Path], object], Path]) -> None:
+    load, folder = model
+    rules = [{"type": "NFKD"}, rule("``", '"'), rule("\u2026", "..."), {"type": "Prepend", "prepend": "\u2581"}, {"type": "Lowercase"}]
+    change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": rules})
+    load(folder)
+
+
+def test_a_panic_of_the_tokenizers_is_an_error_of_ours() -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    with pytest.raises(VictimError, match="the tokenizer breaks down: out of range"), checkpoint.unpanicked():
+        raise PanicException("out of range")
+    with pytest.raises(KeyboardInterrupt), checkpoint.unpanicked():
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("positions", [0, -1, "many", [5], 1.5])
+def test_a_language_model_s_own_length_is_a_length(tiny_lm: Path, tmp_path: Path, positions: object) -> None:
+    folder = Path(shutil.copytree(tiny_lm, tmp_path / "model"))
+    change(folder / "config.json", n_positions=positions)
+    with pytest.raises(VictimError) as caught:
+        as_lm(folder)
+    assert "onion cannot load the language model" in told(caught)
+
+
+def test_a_language_model_s_token_has_an_embedding(tiny_lm: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_lm, tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zzz"] = 41
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(VictimError, match=r"has the id 41, but the model has embeddings for 0\.\.40"):
+        as_lm(folder)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "x" * 5000, "a b", "", "http://a/b", "file:///etc", "a/../b"])
+def test_a_language_model_s_name_is_a_folder_or_a_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VictimError) as caught:
+        causal.load(name, "cpu", causal.Reading())
+    told(caught)
+
+
+def test_models_are_loaded_in_two_places_alone_and_both_look_at_folders_first() -> None:
+    loading = {path for path, tree in sources() if any(getattr(node, "attr", None) == "from_pretrained" for node in ast.walk(tree))}
+    assert {path.name for path in loading} == {"victim.py", "causal.py"}
+    for path in loading:
+        called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        assert {"check_folder", "check_shapes", "check_tokenizer"} <= called
 
 
 # nobody's code
@@ -689,6 +944,77 @@ def test_strings_of_parquet_are_looked_at(tmp_path: Path) -> None:
     bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\x02\0\0\0"), pa.py_buffer(b"\xed\xa0"))
     pq.write_table(pa.table({"text": bad, "label": pa.array([1])}), tmp_path / "other")
     assert "test.parquet cannot be read" in unread(tmp_path, "test.parquet", (tmp_path / "other").read_bytes())
+
+
+def parquet(place: Path, **columns: Any) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), place / "other", compression="zstd")
+    return (place / "other").read_bytes()
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test fail where a Parquet file is read as a whole."""
+    import datasets
+
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", lambda *given, **options: pytest.fail("it was read"))
+
+
+@pytest.mark.usefixtures("unpacked")
+def test_a_parquet_bomb_is_not_unpacked_whatever_its_footer_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(local, "MOST_BYTES", 8 << 20)
+    bomb = parquet(tmp_path, text=["x" * 1000] * 200_000, label=[1] * 200_000)  # 200 MB of one text
+    footer = pq.read_metadata(tmp_path / "other").row_group(0)
+    assert len(bomb) < 100_000
+    assert sum(footer.column(place).total_uncompressed_size for place in range(2)) < 100_000
+    assert "it holds more than 8 MiB of text" in unread(tmp_path, "test.parquet", bomb)
+
+
+@pytest.mark.usefixtures("unpacked")
+def test_a_text_of_parquet_has_a_length_and_a_file_has_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MOST_LINE", 2 << 20)
+    text = "x" * (3 << 20)
+    assert "it holds a text of more than 2 MiB" in unread(tmp_path, "test.parquet", parquet(tmp_path, text=["a", text], label=[1, 0]))
+    monkeypatch.setattr(local.parquet, "MOST_ROWS", 1000)
+    assert "has 1,001 rows: at most 1,000" in unread(tmp_path, "test.parquet", parquet(tmp_path, text=["a"] * 1001, label=[1] * 1001))
+
+
+@pytest.mark.usefixtures("unpacked")
+@pytest.mark.parametrize("column", [[["a"], ["b"]], [{"a": "b"}] * 2], ids=["list", "struct"])
+def test_a_column_of_parquet_holds_plain_values(tmp_path: Path, column: list[Any]) -> None:
+    assert "'text' is of the type" in unread(tmp_path, "test.parquet", parquet(tmp_path, text=column, label=[1, 0]))
+
+
+def test_categories_of_parquet_are_their_values(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    content = parquet(tmp_path, text=pa.array(["a", "b"]).dictionary_encode(), label=pa.array(["1", "0"]).dictionary_encode())
+    assert data(tmp_path, "test.parquet", content)["test"][:] == {"text": ["a", "b"], "label": [1, 0]}
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio", "Video", "Pdf"])
+def test_a_parquet_file_does_not_make_its_texts_pictures(tmp_path: Path, kind: str) -> None:
+    """`datasets` believes what a file says of its features, and opens a picture that is a path or a URL where its row is read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    os.mkfifo(tmp_path / "waited for")
+    features = {"text": {"_type": kind}, "label": {"dtype": "int64", "_type": "Value"}}
+    path = {"bytes": pa.array([None], pa.binary()), "path": pa.array([str(tmp_path / "waited for")])}
+    for text in (pa.StructArray.from_arrays(path.values(), path.keys()), path["path"]):
+        table = pa.table({"text": text, "label": [1]}).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        pq.write_table(table, tmp_path / "other")
+        content = (tmp_path / "other").read_bytes()
+        if pa.types.is_struct(text.type):
+            assert "'text' is of the type struct<" in unread(tmp_path, "test.parquet", content)
+        else:
+            assert data(tmp_path, "test.parquet", content)["test"]["text"][:] == [str(tmp_path / "waited for")]
 
 
 def test_a_million_empty_lines_are_no_rows(tmp_path: Path) -> None:

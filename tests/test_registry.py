@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from rapbench.api import Attack, Labelled
 from rapbench.errors import PluginError, SpecError
+from rapbench.lifecycle import Herald, Waiting
 from rapbench.registry import Registry, build, discover, source_digest, spec_of, split_spec
+from rapbench.runner.plan import Group
 
 REGISTRY = discover()
 BUILT_IN = sorted(REGISTRY.found)
@@ -410,3 +412,94 @@ def test_the_canonical_spec_of_a_built_in_reads_back_as_the_same_plugin(kind, na
     except SpecError:  # values that make no sense together
         assume(False)
     assert REGISTRY.parse(kind, spec_of(made)) == made
+
+
+# lifecycle
+
+
+LISTENER = """
+from rapbench import hookimpl
+heard = []
+
+@hookimpl
+def rapbench_cell_finished(record):
+    print("told of", record)
+    heard.append(record)
+
+@hookimpl
+def rapbench_run_finished(records, folder):
+    heard.append((list(records), folder))
+"""
+DEAF = """
+from rapbench import hookimpl
+
+@hookimpl
+def rapbench_cell_finished(record):
+    raise {error}
+"""
+
+
+def test_a_package_that_only_listens_is_no_broken_package(install):
+    install("my-tracker", LISTENER)
+    registry = discover()
+    assert registry.left_out == {}
+    assert list(registry.listeners) == ["my-tracker:plugins"]
+    assert set(registry.found) == set(REGISTRY.found)
+
+
+def test_a_package_without_lifecycle_hooks_is_no_listener(install):
+    install("tail-attack", ATTACK)
+    assert discover().listeners == {}
+
+
+def test_a_listener_hears_of_each_cell_and_of_the_run(install, tmp_path, capsys):
+    install("my-tracker", LISTENER)
+    herald = Herald.of(discover())
+    herald.cell_finished("one")
+    herald.run_finished(["one", "two"], tmp_path)
+    assert sys.modules["my_tracker"].heard == ["one", (["one", "two"], tmp_path)]
+    assert capsys.readouterr() == ("", "told of one\n")  # stdout is the result
+
+
+@pytest.mark.parametrize(("error", "told"), [("OSError('disk\\nfull')", "OSError: disk full"), ("SystemExit(3)", "SystemExit: 3")])
+def test_a_listener_that_raises_is_one_line_on_stderr_and_silences_no_other(error, told, install, capsys):
+    install("a-deaf-one", DEAF.format(error=error))
+    install("my-tracker", LISTENER)
+    herald = Herald.of(discover())
+    herald.cell_finished("one")
+    herald.cell_finished("two")
+    assert sys.modules["my_tracker"].heard == ["one", "two"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("told of")]
+    assert lines == [f"rapbench: a-deaf-one:plugins: rapbench_cell_finished failed: {told}; the run goes on"]
+
+
+def test_an_interrupt_is_no_fault_of_the_listener(install):
+    install("a-deaf-one", DEAF.format(error="KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        Herald.of(discover()).cell_finished("one")
+
+
+def groups() -> list[Group]:
+    first = Group(("cell",), {"victim": "v", "score": "s1", "control": "c"})
+    return [first, Group(("cell",), {"victim": "v", "score": "s2"}), Group(("cached",), {"victim": "old", "score": "s0"})]
+
+
+def test_a_group_is_told_of_once_when_its_last_step_has_ended():
+    first, second, _ = groups()
+    waiting = Waiting(groups(), {"v", "s1", "s2", "c"})
+    told = [waiting.settled(key, failed=False) for key in ("v", "s1", "s2", "c", "c")]
+    assert told == [[], [], [second], [first], []]
+
+
+def test_a_group_fails_with_the_first_step_that_it_needs():
+    first, second, _ = groups()
+    waiting = Waiting(groups(), {"v", "s1", "s2", "c"})
+    assert waiting.settled("v", failed=True) == [first, second]
+    assert waiting.settled("s1", failed=True) == []
+
+
+def test_a_group_can_do_without_its_control():
+    first, _, _ = groups()
+    waiting = Waiting(groups()[:1], {"s1", "c"})
+    assert waiting.settled("c", failed=True) == []
+    assert waiting.settled("s1", failed=False) == [first]

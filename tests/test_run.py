@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rapbench import results
-from rapbench.artifacts import Store
+from rapbench.artifacts import Store, store_of
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
 from rapbench.runner.execute import Done
@@ -165,6 +165,24 @@ def test_a_corrupted_artifact_is_set_aside_and_made_again(ran, tmp_path, tiny_da
     assert [one.job.key for one in done] == [key]
     assert len(list((copy / "artifacts" / "set-aside").iterdir())) == 1
     assert figures(again) == figures(records)
+
+
+def test_results_folders_that_share_a_store_share_its_steps(ran, tmp_path, tiny_data, tiny_victim_spec):
+    out, records, _ = ran
+    store = tmp_path / "store"
+    shutil.copytree(out / "artifacts", store)
+    own = block(tiny_data, tiny_victim_spec)
+    registry = discover()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        plan, bench = planned(cells_of([own], registry), registry, folder, device="cpu", threads=1, store=str(store))
+        done: list[Done] = []
+        found = Session(plan, bench, folder, "serial").run(done.append, lambda total: None)
+        assert done == []
+        assert figures(found) == figures(records)
+        assert store_of(folder).root == store
+        assert not (folder / "artifacts").exists()
+    assert store_of(out).root == out / "artifacts"
+    assert store_of(tmp_path / "one").shared
 
 
 def test_a_second_run_on_the_same_folder_is_refused(ran, tiny_data, tiny_victim_spec):
@@ -512,10 +530,3 @@ def test_a_data_set_that_cannot_be_had_fails_its_cells_alone(ran, tiny_data, tin
     assert by_dataset["folder"].status == "ok"
     assert by_dataset["twitter"].status == "failed"
     assert "twitter:path=FOLDER" in by_dataset["twitter"].reason
-
-
-def test_the_longest_chain_starts_first():
-    from rapbench.runner.execute import _heights
-
-    # a -> b -> c and d -> c: two steps wait behind a, one behind b and one behind d
-    assert _heights({"a": [], "b": ["a"], "d": [], "c": ["b", "d"]}) == {"a": 2, "b": 1, "d": 1, "c": 0}

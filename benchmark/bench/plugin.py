@@ -1,4 +1,4 @@
-"""The pytest plugin: `rapbench_cost` measures a defense under pytest-benchmark, in anybody's repository.
+"""The pytest plugin: `rapbench_cost` measures a defense under pytest-benchmark, `rapbench_claim` checks any plugin's contract.
 
 It is loaded by every pytest run where rapbench is installed: nothing heavy is imported before the fixture is called.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from rapbench.bench import contract
 
 if TYPE_CHECKING:
     from rapbench.bench.subject import Measured, Setting
@@ -40,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     there = any(config.pluginmanager.hasplugin(name) for name in ("benchmark", "pytest_benchmark.plugin"))
+    config.pluginmanager.register(contract, "rapbench-contract")  # its pytest_configure is called, too: this call is under way
     config.pluginmanager.register(_Measuring() if there else _Missing(), "rapbench-cost")
 
 

@@ -7,17 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tabulate import tabulate
 
 from rapbench.cost import LENGTHS, Cost, Spread, Timed, length_class, pooled, published
 from rapbench.errors import StoreError
-from rapbench.report.forms import csv_text, drawing
+from rapbench.report.forms import csv_text
 from rapbench.results import Record
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Format = Literal["github", "csv", "json", "pytest-benchmark"]
 HEADS = ["dataset", "attack", "victim", "defense", "victim rows", "helper rows", "helper tokens", "GFLOP", "x FLOP", "ms", "x time"]
@@ -53,8 +50,7 @@ def render(records: Sequence[Record], steps: Mapping[str, float], form: Format) 
         return _csv(measured, others)
     if form == "pytest-benchmark":
         return _pytest_benchmark(measured)
-    rows = [_row(one) for one in measured] + [_failed(one) for one in others]
-    parts = [_table(HEADS, rows), FOOT, _table(LENGTH_HEADS, _length_rows(measured)), _sums(measured, steps)]
+    parts = [_table(HEADS, rows(measured, others)), FOOT, _table(LENGTH_HEADS, _length_rows(measured)), _sums(measured, steps)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -72,6 +68,11 @@ def unmeasured(records: Iterable[Record]) -> list[Record]:
     listed = list(records)
     known = {_key(one.record) for one in measurements(listed)}
     return [one for key, one in sorted({_key(one): one for one in listed}.items()) if key not in known]
+
+
+def rows(measured: Sequence[Measured], others: Sequence[Record]) -> list[list[str]]:
+    """Give the rows under `HEADS`; of a defense without any cost, why."""
+    return [_row(one) for one in measured] + [_failed(one) for one in others]
 
 
 def totals(measured: Sequence[Measured]) -> dict[str, float]:
@@ -102,34 +103,14 @@ def lengths(measured: Sequence[Measured]) -> dict[str, list[Timed]]:
 
 def draw(records: Sequence[Record], file: Path) -> None:
     """Draw milliseconds per text, and times the undefended prediction, against the number of words: a line per defense."""
-    own = lengths(measurements(records))
-    if not own:
+    from rapbench.report.cost_figures import length
+    from rapbench.report.figures import sheet
+    from rapbench.report.names import Names
+
+    made = length(records, Names(records))
+    if not made.rows:
         raise StoreError("no costs to draw in this folder: they are written where a defense has scored texts")
-    with drawing(file, (7.6, 3.4)) as figure:
-        left, right = figure.subplots(1, 2)
-        for number, (defense, timed) in enumerate(own.items()):
-            both = [one for one in timed if one.plain_s]
-            words = [one.words for one in both]
-            style = {"marker": "osD^vP"[number % 6], "ms": 4.0, "lw": 1.3, "color": f"C{number % 10}", "label": defense}
-            left.plot(words, [1000 * (one.defense_s + (one.plain_s or 0.0)) for one in both], **style)
-            right.plot(words, [1 + one.defense_s / one.plain_s for one in both if one.plain_s], **style)
-        _axis(left, "milliseconds per text")
-        _axis(right, "times one undefended prediction")
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
-
-
-def _axis(axis: Axes, label: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis.set_xlabel("words per text")
-    axis.set_ylabel(label)
-    for scale, side in ((axis.set_xscale, axis.xaxis), (axis.set_yscale, axis.yaxis)):
-        scale("log")
-        side.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        side.set_minor_locator(NullLocator())
-    axis.grid(lw=0.3)
+    sheet(made, file)
 
 
 def _row(one: Measured) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from rapbench.errors import StoreError
-from rapbench.report.forms import csv_text, drawing
+from rapbench.report.figures import Key, Panel, Picture, Row, line, sheet
+from rapbench.report.forms import csv_text
+from rapbench.report.names import Names
 from rapbench.results import Curve
 
 if TYPE_CHECKING:
@@ -44,51 +47,46 @@ def render(curves: Sequence[Curve], form: str) -> str:
 
 def draw(curves: Sequence[Curve], file: Path, protocol: str = "paper") -> None:
     """Draw FAR against test FRR: a row of panels per data set, a panel per attack, a line per defense and victim."""
-    own = [one for one in _in_order(curves) if one.protocol == protocol and one.points]
-    if not own:
+    made = picture(curves, protocol, Names(curves))
+    if not made.rows:
         raise StoreError("no curves to draw in this folder: they are written where a defense has scored an attack")
-    panels = _panels(own)
-    rows, columns = len(panels), max(len(row) for row in panels)
-    names = sorted({_bare(one.defense) for one in own})
-    with drawing(file, (3.2 * columns, 2.7 * rows + 0.4)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for row, line in zip(axes, panels, strict=True):
-            for axis in row[len(line) :]:
-                axis.set_axis_off()
-            for axis, panel in zip(row, line, strict=False):
-                _draw_panel(axis, panel, names)
-        entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)), frameon=False)
+    sheet(made, file)
 
 
-def _draw_panel(axis: Axes, panel: Sequence[Curve], names: Sequence[str]) -> None:
-    """A line per defense: a colour per name, a dash per further set of options; an even scale from 0 up."""
-    specs = sorted({one.defense for one in panel})
-    told: set[str] = set()
-    for one in panel:
+def picture(curves: Sequence[Curve], protocol: str, names: Names) -> Picture:
+    """Give the figure: a row per data set, a panel per attack, a line per defense and seed."""
+    own = [one for one in _in_order(curves) if one.protocol == protocol and one.points]
+    rows: dict[str, dict[str, list[Curve]]] = {}
+    for one in own:
+        rows.setdefault(names.home(one), {}).setdefault(names.attack(one), []).append(one)
+    keys = {names.number(one): Key(names.defense(one), names.number(one)) for one in own}
+    panels = [
+        Row(home, [Panel(attack, _words(curves, names), partial(_paint, curves, names)) for attack, curves in attacks.items()])
+        for home, attacks in rows.items()
+    ]
+    return Picture("curves", panels, [key for _, key in sorted(keys.items())])
+
+
+def _paint(curves: Sequence[Curve], names: Names, axis: Axes) -> None:
+    """A line per curve, on an even scale from 0 up."""
+    for one in curves:
         frr, far = ([100 * point[place] for point in one.points] for place in (1, 2))
-        number, alike = names.index(_bare(one.defense)), [spec for spec in specs if _bare(spec) == _bare(one.defense)]
-        label = one.defense if len(alike) > 1 else _bare(one.defense)
-        style = "osD^v"[number % 5] + ("-", "--", ":", "-.")[alike.index(one.defense) % 4]
-        axis.plot(frr, far, style, ms=3, lw=1.2, color=f"C{number}", label="_" if one.defense in told else label)  # "_": no second entry
-        told.add(one.defense)
-    first = panel[0]
-    home = f"{_bare(first.poisoned_on)} -> " if first.poisoned_on else ""
-    axis.set_title(f"{home}{_bare(first.dataset)}, {_bare(first.attack)}", fontsize=9)
+        axis.plot(frr, far, **line(names.number(one)), markevery=4)
     axis.set_xlabel("FRR on test texts (%)")
     axis.set_ylabel("FAR (%)")
-    axis.set_xlim(0, 20)
+    axis.set_xlim(-0.4, 20.4)
     axis.set_ylim(-3, 103)
-    axis.grid(lw=0.3)
+    axis.grid(visible=True)
 
 
-def _panels(curves: Sequence[Curve]) -> list[list[list[Curve]]]:
-    """Group the curves: rows by data set and setting, panels by attack and victim."""
-    rows: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Curve]]] = {}
+def _words(curves: Sequence[Curve], names: Names) -> str:
+    """Say what a panel shows, at two places."""
+    told = []
     for one in curves:
-        row = rows.setdefault((one.dataset, one.poisoned_on, one.tuning, one.victim), {})
-        row.setdefault((one.attack,), []).append(one)
-    return [list(row.values()) for row in rows.values()]
+        points = {frr: point for frr in (0.01, 0.05) if (point := _nearest(one, frr))}
+        at = ", ".join(f"{100 * point[2]:.1f} % at an allowed FRR of {100 * frr:g} %" for frr, point in points.items())
+        told.append(f"{names.defense(one)}: FAR {at or 'not measured at 1 or 5 %'}")
+    return "; ".join(told) + "."
 
 
 def _bare(spec: str) -> str:
@@ -105,10 +103,13 @@ def _names(one: Curve) -> list[str]:
 
 
 def _point(one: Curve, frr: float) -> str:
+    near = _nearest(one, frr)
+    return f"{100 * near[2]:.2f} ({100 * near[1]:.2f})" if near else "--"
+
+
+def _nearest(one: Curve, frr: float) -> tuple[float, float, float] | None:
     near = min(one.points, key=lambda point: abs(point[0] - frr), default=None)
-    if near is None or abs(near[0] - frr) > 0.15 * frr:
-        return "--"
-    return f"{100 * near[2]:.2f} ({100 * near[1]:.2f})"
+    return None if near is None or abs(near[0] - frr) > 0.15 * frr else near
 
 
 def _csv(curves: Sequence[Curve]) -> str:

@@ -1,22 +1,15 @@
-"""How tables are written: GitHub Markdown, LaTeX (booktabs), CSV; how figures are. Specs, reasons and texts of results are escaped."""
+"""How tables are written: GitHub Markdown, LaTeX (booktabs), CSV. Specs, reasons and texts of results are escaped."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rapbench.errors import SpecError, StoreError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from rapbench.errors import SpecError
 
 MISSING = "--"
-SUFFIXES = (".svg", ".png", ".pdf")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a formula begins with to some spreadsheet; the last four are the full-width forms of the first four."""
 
@@ -199,23 +192,3 @@ def _is_number(text: str) -> bool:
 
 
 WRITERS: dict[str, Callable[[Sequence[Laid]], str]] = {"github": _github, "latex": _latex, "csv": _csv}
-
-
-@contextmanager
-def drawing(file: Path, inches: tuple[float, float]) -> Iterator[Figure]:
-    """Give a figure of this size to draw on, and write it into the file; the same bytes from the same lines in a .svg."""
-    if file.suffix not in SUFFIXES:
-        raise SpecError(f"cannot draw into {str(file)!r}: give a file that ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib
-    except ImportError:
-        raise SpecError("figures need matplotlib: pip install 'rapbench[report]'") from None
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "rapbench", "font.size": 9}):
-        figure = Figure(figsize=inches, layout="constrained")
-        yield figure
-        try:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-        except OSError as error:
-            raise StoreError(f"cannot write {str(file)!r}: {error.strerror or error}; choose another --figure") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tabulate import tabulate
@@ -99,18 +100,44 @@ def _place(one: Record) -> tuple[object, ...]:
     return one.victim, one.dataset, *home, one.seed, one.attack, one.defense, one.frr, one.protocol
 
 
-def _github(done: Sequence[Record], without_figures: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Part:
+    """One table with what its heads mean."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    foot: str
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Cells without figures that differ by the allowed FRR alone, and why. `what`: data set, attack, defense, victim, seed."""
+
+    status: str
+    what: tuple[str, str, str, str, str]
+    frrs: str
+    """In per cent."""
+    reason: str
+
+
+def parts(done: Sequence[Record], *, intervals: bool = False) -> list[Part]:
+    """Give the tables of cells in order. `intervals`: also where the paper has none."""
     paper, strict = ([one for one in done if one.protocol == protocol] for protocol in ("paper", "strict"))
     compared, seeds = pairs(strict), spreads(done)
-    parts = [
-        *([_markdown(*_main(paper)), FOOT] if paper else []),
-        *([_markdown(*_strict(strict)), STRICT_FOOT] if strict else []),
-        *([_markdown(*_controls(done)), VICTIM_FOOT] if done else []),
-        *([_markdown(*_paired(compared)), PAIR_FOOT] if compared else []),
-        *([_markdown(*_seeds(seeds)), SEEDS_FOOT] if seeds else []),
-        *(["\n".join(lines)] if (lines := [*_warnings(done), *without_figures]) else []),
+    found = [
+        Part("Protocol paper", *_main(paper, intervals=intervals), FOOT) if paper else None,
+        Part("Protocol strict", *_strict(strict), STRICT_FOOT) if strict else None,
+        Part("Victims", *_controls(done), VICTIM_FOOT) if done else None,
+        Part("Defenses in pairs", *_paired(compared), PAIR_FOOT) if compared else None,
+        Part("Over seeds", *_seeds(seeds), SEEDS_FOOT) if seeds else None,
     ]
-    return "\n\n".join(parts)
+    return [one for one in found if one]
+
+
+def _github(done: Sequence[Record], without_figures: Sequence[str]) -> str:
+    told = [text for part in parts(done) for text in (_markdown(part.heads, part.rows), part.foot)]
+    return "\n\n".join([*told, *(["\n".join(lines)] if (lines := [*_warnings(done), *without_figures]) else [])])
 
 
 def _latex(done: Sequence[Record], without_figures: Sequence[str]) -> str:
@@ -129,10 +156,10 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(escaped, heads, tablefmt="github", disable_numparse=True)
 
 
-def _main(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def _main(done: Sequence[Record], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
     """The head and the rows, with a column for what there are several of: victims, seeds, settings."""
     several, names = _several(done), _short_names(done)
-    return [*several, *HEADS], [[*_telling(one, several), *_row(one, names)] for one in done]
+    return [*several, *HEADS], [[*_telling(one, several), *_row(one, names, intervals=intervals)] for one in done]
 
 
 def _strict(done: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -160,7 +187,8 @@ def _short_names(records: Sequence[Record]) -> dict[str, str]:
     return {spec: name if bare.count(name) == 1 else spec for spec in specs if (name := spec.partition(":")[0])}
 
 
-def _row(one: Record, names: dict[str, str]) -> list[str]:
+def _row(one: Record, names: dict[str, str], *, intervals: bool) -> list[str]:
+    rate = _with_interval if intervals else lambda one, name: _percent(getattr(one, name))
     return [
         names[one.dataset],
         names[one.attack],
@@ -168,8 +196,8 @@ def _row(one: Record, names: dict[str, str]) -> list[str]:
         names[one.defense],
         f"{100 * one.frr:g}",
         _percent(one.frr_heldout),
-        _percent(one.frr_test),
-        _percent(one.far),
+        rate(one, "frr_test"),
+        rate(one, "far"),
         "--" if one.auroc is None else f"{one.auroc:.4f}",
         _count(one.n_clean),
         _count(one.n_poisoned),
@@ -296,32 +324,47 @@ def _mean(one: Spread, name: str) -> str:
     return shown + (f" ({n})" if n < len(one.seeds) else "")
 
 
-def _warnings(done: Sequence[Record]) -> list[str]:
+def warned(done: Sequence[Record]) -> dict[str, list[str]]:
     """Give each warning once, with the cells that it is about."""
     found: dict[str, list[str]] = {}
     for one in done:
         for warning in one.warnings:
             what = f"{one.dataset.partition(':')[0]} {one.attack.partition(':')[0]} {one.defense.partition(':')[0]} ({one.protocol})"
-            found.setdefault(warning, []).append(what)
-    return [f"warning: {' '.join(text.split())}: {_shown(list(dict.fromkeys(cells)))}" for text, cells in found.items()]
+            found.setdefault(" ".join(warning.split()), []).append(what)
+    return {text: list(dict.fromkeys(cells)) for text, cells in found.items()}
 
 
-def _shown(cells: Sequence[str]) -> str:
+def missing(ordered: Sequence[Record]) -> list[Missing]:
+    """Give the cells without figures, each reason once per data set, attack, defense and victim."""
+    levels: dict[Missing, list[str]] = {}
+    for one in ordered:
+        if one.status != "ok":
+            home = f" poisoned on {one.poisoned_on}" if one.poisoned_on else ""
+            what = (one.dataset + home, one.attack, one.defense, one.victim, str(one.seed))
+            levels.setdefault(Missing(one.status, what, "", one.reason or ""), []).append(f"{100 * one.frr:g}")
+    return [replace(one, frrs=", ".join(dict.fromkeys(frrs))) for one, frrs in levels.items()]
+
+
+def _warnings(done: Sequence[Record]) -> list[str]:
+    return [f"warning: {text}: {shown(cells)}" for text, cells in warned(done).items()]
+
+
+def shown(cells: Sequence[str]) -> str:
+    """Give the first few, and how many more there are."""
     return ", ".join(cells[:MOST_SHOWN]) + (f" and {len(cells) - MOST_SHOWN} more" if len(cells) > MOST_SHOWN else "")
 
 
 def _without_figures(ordered: Sequence[Record]) -> list[str]:
-    levels: dict[tuple[str, str], list[str]] = {}
-    for one in ordered:
-        if one.status != "ok":
-            home = f" poisoned on {one.poisoned_on}" if one.poisoned_on else ""
-            what = f"{one.status}: {one.dataset}{home} {one.attack} {one.defense} on {one.victim}, seed {one.seed}"
-            levels.setdefault((what, one.reason or ""), []).append(f"{100 * one.frr:g}")
-    return [" ".join(f"{what}, at {', '.join(dict.fromkeys(frrs))} %: {reason}".split()) for (what, reason), frrs in levels.items()]
+    return [_line(one) for one in missing(ordered)]
+
+
+def _line(one: Missing) -> str:
+    dataset, attack, defense, victim, seed = one.what
+    return " ".join(f"{one.status}: {dataset} {attack} {defense} on {victim}, seed {seed}, at {one.frrs} %: {one.reason}".split())
 
 
 def _csv(records: Sequence[Record]) -> str:
-    nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts")
+    nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts", "made_by")
     names = [f.name for f in dataclasses.fields(Record) if f.name not in nested]
     costs, rated = ("victim_rows_per_input", "ratio", "fit_s"), sorted({name for one in records for name in one.intervals})
     ends = [f"{name}_{end}" for name in rated for end in ("low", "high")]

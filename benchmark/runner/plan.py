@@ -101,17 +101,15 @@ class Plan:
 
     def upstream(self, store: Store, wanted: Iterable[str]) -> dict[str, Job]:
         """Give the jobs that have to run for these artifacts to be there, themselves included."""
-        found: dict[str, bool] = {}
-        needed: dict[str, Job] = {}
-        wanted = list(wanted)
-        while wanted:
-            key = wanted.pop()
-            if key in found:
-                continue
-            found[key] = store.sound(key)
-            if not found[key]:
-                needed[key] = self.jobs[key]
-                wanted.extend(self.jobs[key].inputs.values())
+        seen: set[str] = set()
+        needed: set[str] = set()
+        level = list(dict.fromkeys(wanted))
+        while level:  # all keys of a level in one question
+            sound = store.sound_among(level)
+            seen.update(level)
+            gone = [key for key in level if key not in sound]
+            needed.update(gone)
+            level = [own for own in dict.fromkeys(own for key in gone for own in self.jobs[key].inputs.values()) if own not in seen]
         return {key: job for key, job in self.jobs.items() if key in needed}
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 from rapbench import checks, measure, probe, results
-from rapbench.artifacts import Store, alone, write_atomically
+from rapbench.artifacts import alone, make_folder, remember_store, store_at, write_atomically
 from rapbench.checks import Check
 from rapbench.grid import Cell
+from rapbench.lifecycle import Herald, Waiting
 from rapbench.probe import Probe
 from rapbench.registry import Registry
-from rapbench.results import Curve, Named
+from rapbench.results import Curve, Histogram, Named
+from rapbench.runner.connect import Site
 from rapbench.runner.execute import Done, Executor, Failure, SerialExecutor, execute
+from rapbench.runner.journal import Journal
 from rapbench.runner.plan import WELCOME, Asked, Group, Plan, plan
 from rapbench.stages import Bench, Job
 
@@ -25,35 +29,49 @@ MEASURES: Mapping[type, Any] = {Cell: measure, Probe: probe, Check: checks}
 """The module whose `record` and `unfinished` word a result, by what is asked."""
 
 
-def planned(cells: Sequence[Asked], registry: Registry, out: Path, *, device: str, threads: int) -> tuple[Plan, Bench]:
-    """Give the plan of the cells and the bench they run on; nothing is written."""
-    bench = Bench(out.resolve() / "artifacts", device, threads)
+def planned(
+    cells: Sequence[Asked], registry: Registry, out: Path, *, device: str, threads: int, exclusive: bool = False, store: str | None = None
+) -> tuple[Plan, Bench]:
+    """Give the plan of the cells and the bench they run on; nothing is written. `store`: for artifacts elsewhere than in `out`."""
+    out = out.resolve()
+    place = out / "artifacts" if store is None else store if "://" in store else Path(store).expanduser().resolve()
+    bench = Bench(place, device, threads, exclusive, out / "logs")
     return plan(cells, registry, bench), bench
 
 
 class Session:
     """A run under way. `finished` holds the failures so far, also after an interrupt."""
 
-    def __init__(self, made: Plan, bench: Bench, out: Path, executor: ExecutorName) -> None:
-        self.plan, self.bench, self.out, self.executor = made, bench, out.resolve(), executor
-        self.store = Store(bench.store)
+    def __init__(
+        self, made: Plan, bench: Bench, out: Path, executor: ExecutorName, site: Site | None = None, herald: Herald | None = None
+    ) -> None:
+        self.plan, self.bench, self.out, self.executor, self.site = made, bench, out.resolve(), executor, site or Site()
+        self.herald = herald or Herald({})
+        self.store = store_at(bench.store)
+        self.journal = Journal(self.out)
         self.failures: dict[str, Failure] = {}
 
     def run(self, watch: Callable[[Done], None], begin: Callable[[int], None]) -> list[Named]:
         """Do what is missing and give every cell's record; a KeyboardInterrupt leaves all that is finished."""
-        self.store.create()
+        make_folder(self.out)
+        self.store.create(shared=self.bench.store != self.out / "artifacts")
         with self._alone(), _terminable() as check:
 
             def checked(done: Done) -> None:
+                self.journal.add(done)
                 watch(done)
+                if not done.again:
+                    self.herald.cells_finished(waiting.settled(done.job.key, failed=done.failure is not None), self._record)
                 check()
 
+            remember_store(self.out, self.bench.store)
             try:
                 self.store.sweep()
                 missing = self.plan.missing(self.store)
                 for key in missing:
-                    if self.store.has(key):
+                    if self.store.has(key) and not self.store.sound(key):  # another runner may have published it just now
                         self.store.set_aside(key)
+                waiting = Waiting(self.plan.groups, missing)
                 begin(len(missing))
                 if missing:
                     self._execute(missing, checked)
@@ -61,7 +79,9 @@ class Session:
                 records = self.records()
                 results.write(records, self.out)
                 results.write(self.curves(), self.out)
+                results.write(self.histograms(), self.out)
                 self._write_details()
+                self.herald.run_finished(records, self.out)
         return records
 
     def records(self) -> list[Named]:
@@ -72,21 +92,37 @@ class Session:
 
     def curves(self) -> list[Curve]:
         """Give the curve of every defense that has scored an attack, under both protocols."""
-        whole = [(group, cell) for group in self.plan.groups for cell in group.cells if isinstance(cell, Cell) and cell.attack.poisons]
-        first = {(group.keys["score"], cell.protocol): (group, cell) for group, cell in reversed(whole) if self._complete(group)}
-        return [measure.curve(cell, group.keys, self.store) for group, cell in first.values()]
+        return [measure.curve(cells[0], group.keys, self.store) for group, cells in self._scored()]
+
+    def histograms(self) -> list[Histogram]:
+        """Give the suspicions of the same."""
+        return [measure.histogram(cells, group.keys, self.store) for group, cells in self._scored()]
+
+    def _scored(self) -> list[tuple[Group, list[Cell]]]:
+        """Give the cells of each scoring of an attack that is complete, by protocol; they differ by FRR alone."""
+        found: dict[tuple[str, str], tuple[Group, list[Cell]]] = {}
+        for group in self.plan.groups:
+            cells = [cell for cell in group.cells if isinstance(cell, Cell) and cell.attack.poisons]
+            if cells and self._complete(group):
+                for cell in cells:
+                    found.setdefault((group.keys["score"], cell.protocol), (group, []))[1].append(cell)
+        return list(found.values())
 
     def _complete(self, group: Group) -> bool:
         return all(self.store.has(group.keys[role]) for role in group.needed)
 
     def _execute(self, missing: dict[str, Job], watch: Callable[[Done], None]) -> None:
-        executor = _executor(self.executor, self.bench)
+        executor = _executor(self.executor, self.bench, self.site)
         try:
+            executor.check(missing.values())
             execute(missing, executor, watch, self.failures)
         finally:
             executor.close()
 
     def _record(self, group: Group, asked: Asked) -> Named:
+        return replace(self._measured(group, asked), attempts=self._attempts(group))
+
+    def _measured(self, group: Group, asked: Asked) -> Named:
         for role in group.keys:
             if role not in WELCOME and (failure := self.failures.get(group.keys[role])):
                 return _unfinished(asked, "failed", failure.reason, group.keys)
@@ -94,6 +130,10 @@ class Session:
             return _unfinished(asked, "interrupted", "the run ended before this cell: the same command goes on", group.keys)
         found: Named = MEASURES[type(asked)].record(asked, group.keys, self.store)
         return found
+
+    def _attempts(self, group: Group) -> dict[str, str]:
+        ends = {role: self.journal.ends.get(key, ()) for role, key in group.keys.items()}
+        return {role: ", ".join(own) for role, own in ends.items() if len(own) > 1}
 
     def _write_details(self) -> None:
         """Keep the traceback of every step that failed by a defect, under its key."""
@@ -111,12 +151,12 @@ def _unfinished(asked: Asked, status: str, reason: str, keys: Mapping[str, str] 
     return found
 
 
-def _executor(name: ExecutorName, bench: Bench) -> Executor:
+def _executor(name: ExecutorName, bench: Bench, site: Site) -> Executor:
     if name == "serial":
-        return SerialExecutor(bench)
+        return SerialExecutor(bench, site.deadline_s)
     from rapbench.runner.cluster import RayExecutor
 
-    return RayExecutor(bench)
+    return RayExecutor(bench, site)
 
 
 @contextmanager

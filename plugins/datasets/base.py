@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 from rapbench.api import Dataset, option
 from rapbench.data import check_split
 from rapbench.errors import DataError
-from rapbench_plugins.datasets import hub, local, rows
+from rapbench_plugins.datasets import hub, local, parquet, rows
 from rapbench_plugins.datasets.hub import Hub
 from rapbench_plugins.datasets.local import Source
 
 if TYPE_CHECKING:
     import datasets
 
-RESULTS_DEPEND_ON = (hub.__file__, local.__file__, rows.__file__)
+RESULTS_DEPEND_ON = (hub.__file__, local.__file__, parquet.__file__, rows.__file__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapbench.errors import DataError
+from rapbench_plugins.datasets import parquet
 
 if TYPE_CHECKING:
     import datasets
 
 STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev", "heldout"), "test": ("test",)}
 MOST_BYTES = 4 << 30
-"""Bytes of a text file, once a .gz is unpacked: a gzip file of 4 MB can hold that many."""
+"""Bytes of a file's text, unpacked: a gzip or Parquet file of 4 MB can hold that many."""
 MOST_LINE = 64 << 20
 MOST_SHOWN = 20
 PIECE = 1 << 20
@@ -70,15 +71,19 @@ def table(paths: Sequence[Path], columns: Mapping[str, str | None], name: str) -
     `columns` maps each column to the option that names it, for the error where a file lacks it.
     """
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     for path in paths:
         _check_header(path, columns, name)
     try:
+        for path in paths:
+            if READERS[_suffix(path)] == "parquet":
+                parquet.check(path, list(columns), parquet.Most(MOST_BYTES, MOST_LINE))
         rows = _load(paths, list(columns)).select_columns(list(columns))
         rows.data.validate(full=True)  # Parquet may hold strings that are no UTF-8, and nobody else looks
         return rows
-    # EOFError: a gzip file that was cut off
-    except (DatasetsError, OSError, ValueError, EOFError) as error:
+    # EOFError: a gzip file that was cut off; ArrowException: a kind of Parquet that Arrow does not know
+    except (DatasetsError, OSError, ValueError, EOFError, ArrowException) as error:
         raise DataError(f"{name}: {_names(paths)} cannot be read: {_reason(error)}") from error
 
 
@@ -208,7 +213,7 @@ def _options(suffix: str, columns: list[str]) -> dict[str, Any]:
     from datasets import Features, Value
 
     if READERS[suffix] == "parquet":
-        return {"columns": columns}
+        return {"columns": columns, "batch_size": parquet.BATCH_ROWS}
     if READERS[suffix] == "json":
         return {}
     # as strings, without pandas' own ideas: a review that says "null" is a text

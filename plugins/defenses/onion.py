@@ -10,12 +10,12 @@ variant: it trades scores for time. Without it scores are exact, however little 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rapbench.api import Defense, Labelled, Purifier, Work, option
-from rapbench.errors import CellError
+from rapbench.errors import CellError, VictimError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +85,19 @@ class Onion(Defense):
         purifier.calibrate(heldout.of(victim.target_label), self.levels)
         return purifier
 
+    def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> OnionPurifier:
+        """Give the purifier with the same thresholds: the trigram is in the state, a causal model must still be the same."""
+        from rapbench_plugins.defenses.trigram import Trigram
+
+        if self.lm == "trigram":
+            purifier = self._of_trigram(Trigram(**{f.name: state[f.name] for f in fields(Trigram)}), lab)
+        else:
+            purifier = self._causal(lab)
+            if (now := _lm_state(purifier.facts)) != state["lm"]:
+                raise VictimError(f"onion was fitted with the language model {state['lm']!r}, and {self.lm!r} is {now!r} now: fit it again")
+        purifier.thresholds = [float(value) for value in state["thresholds"]]
+        return purifier
+
     def _trigram(self, heldout: Labelled, lab: Lab) -> OnionPurifier:
         from rapbench_plugins.defenses import trigram
 
@@ -94,6 +107,9 @@ class Onion(Defense):
             raise CellError("onion: lm=trigram was not trained, for lab.prepared is None: run prepare, or give corpus=heldout")
         else:
             model = trigram.load(lab.prepared)
+        return self._of_trigram(model, lab)
+
+    def _of_trigram(self, model: Trigram, lab: Lab) -> OnionPurifier:
         facts = {"lm": self.lm, "corpus": self.corpus, "lm_words": model.words_seen, "lm_vocabulary": len(model.vocabulary)}
         return OnionPurifier(_TrigramScorer(model, lab.meter), self.max_words, facts)
 
@@ -212,6 +228,22 @@ class OnionPurifier(Purifier):
     def notes(self) -> Mapping[str, Any]:
         return {**self.facts, **self.path()}
 
+    def state(self) -> Mapping[str, Any]:
+        """Give the thresholds and the trigram's counts; of a causal model, which one it was."""
+        if isinstance(self.scorer, _TrigramScorer):
+            model = self.scorer.model
+            return {"thresholds": self.thresholds, **{f.name: getattr(model, f.name) for f in fields(model)}}
+        return {"thresholds": self.thresholds, "lm": _lm_state(self.facts)}
+
+    def forget(self) -> None:
+        self.known.clear()
+
+    def explain(self, text: str, threshold: float) -> Mapping[str, Any]:
+        """Give each judged word's score, and whether it is dropped; where all would be, the least suspicious one stays."""
+        parts, judged = text.split(" "), self.judged([text])[0]
+        words = zip(judged.places.tolist(), judged.scores.tolist(), strict=True)
+        return {"words": [{"word": parts[place], "score": score, "dropped": score >= threshold} for place, score in words]}
+
     def judged(self, texts: Sequence[str]) -> list[Judged]:
         """Give the scored words of each text, in order."""
         new = list(dict.fromkeys(text for text in texts if text not in self.known))
@@ -245,3 +277,10 @@ def _without_outliers(text: str, judged: Judged, threshold: float) -> str:
     parts = text.split(" ")
     repaired = " ".join(part for place, part in enumerate(parts) if place not in out)
     return repaired if repaired.strip() else parts[int(judged.places[judged.scores.argmin()])]
+
+
+def _lm_state(facts: Mapping[str, Any]) -> str:
+    """Give what tells two states of a causal model apart: a digest of the folder's files, or the hub's commit."""
+    from rapbench.victim import model_fingerprint
+
+    return model_fingerprint(str(facts["lm"]), facts["lm_revision"])

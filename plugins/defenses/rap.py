@@ -105,6 +105,16 @@ class Rap(Defense):
         best.log = log
         return best
 
+    def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> RapDetector:
+        """Put the trained row of the word into a clone of the victim."""
+        import torch
+
+        options, guarded = replace(self.settled(), word=str(state["word"])), victim.clone()
+        matrix = guarded.model.get_input_embeddings().weight
+        with torch.no_grad():
+            matrix[guarded.token_id(options.word)] = torch.from_numpy(state["row"]).to(matrix)
+        return RapDetector(options, victim, guarded, lab, log=list(state["tries"]))
+
     def tries(self, victim: Victim, lab: Lab) -> Iterator[Rap]:
         """Give the options of each try: as asked, more weight, more epochs, the norm freed, another rare word."""
         own = self.settled()
@@ -158,6 +168,17 @@ class RapDetector(Detector):
 
     def notes(self) -> Mapping[str, Any]:
         return {"recipe": self.options.recipe, "word": self.options.word, "tries": self.log or []}
+
+    def state(self) -> Mapping[str, Any]:
+        """Give the word that was kept, its trained row, float32, shape (hidden,), and the log of the tries."""
+        row = self.guarded.model.get_input_embeddings().weight[self.guarded.token_id(self.options.word)]
+        return {"word": self.options.word, "row": row.detach().float().cpu().numpy(), "tries": self.log or []}
+
+    def explain(self, text: str) -> Mapping[str, Any]:
+        """Give the protect probability without and with the word, and how far it falls."""
+        before = float(self._before([text])[0])
+        after = float(self.guarded.protect_probability(perturbed(self.options, [text], self.lab))[0])
+        return {"word": self.options.word, "probability before": before, "probability after": after, "fall": before - after}
 
     def _before(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the probability without the word, under the changed victim: it differs only where a text has the word itself."""

@@ -83,6 +83,11 @@ class Strip(Defense):
         detector = StripDetector(self, victim, sources, lab)
         return detector if self.replace_ratio != "heldout" else chosen(detector, *choice_texts(self, victim, heldout, lab))
 
+    def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> StripDetector:
+        """Give the detector with the same sources and the same k; copies are drawn by the seed and the text."""
+        margins = None if state["margins"] is None else dict(state["margins"])
+        return StripDetector(replace(self, replace_ratio=state["replace_ratio"]), victim, state["sources"], lab, margins)
+
 
 @dataclass
 class StripDetector(Detector):
@@ -162,6 +167,22 @@ class StripDetector(Detector):
         if self.margins is None:
             return {**used, "replace_ratio_from": "option"}
         return {**used, "replace_ratio_from": "heldout", "criterion": {f"{ratio:g}": margin for ratio, margin in self.margins.items()}}
+
+    def state(self) -> Mapping[str, Any]:
+        """Give the sources' words, k, and what the choice of k was made on."""
+        margins = None if self.margins is None else list(self.margins.items())
+        return {"sources": self.sources, "replace_ratio": self.options.replace_ratio, "margins": margins}
+
+    def explain(self, text: str) -> Mapping[str, Any]:
+        """Give the mean entropy (nats) and, of each copy, its text, prediction, protect probability and entropy."""
+        import torch
+
+        copies = self.copies(text)
+        probabilities = self.victim.probabilities(copies)  # (copies, labels)
+        entropies = torch.special.entr(torch.from_numpy(probabilities)).sum(1).tolist()
+        rows = zip(copies, probabilities.argmax(1).tolist(), probabilities[:, self.victim.target_label].tolist(), entropies, strict=True)
+        names = ("copy", "prediction", "protect probability", "entropy")
+        return {"entropy": float(self.entropy([text])[0]), "copies": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def choice_texts(options: Strip, victim: Victim, heldout: Labelled, lab: Lab) -> tuple[list[str], list[str]]:

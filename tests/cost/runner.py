@@ -3,6 +3,7 @@
     python tests/cost/runner.py                              200 cells, serial: wall, processor time, ms per cell
     python tests/cost/runner.py --profile                    where it goes
     python tests/cost/runner.py --executor ray --pause 0.2   wall against (sum of stage seconds / workers) + start
+    python tests/cost/runner.py --cells 10000                memory of this process at the end, and how long a report takes
 
 Each cell has a score step of its own. The data, the victim and its predictions are made before the clock starts.
 """
@@ -226,9 +227,25 @@ def main() -> None:
         took = run(folder, range(1, 1 + given.cells), pause=given.pause, executor=given.executor)
         profile.disable()
         report(took, given.cells)
+        began = time.perf_counter()
+        told = rendered(folder / "out")
+        print(f"resident {resident_mib():.0f} MiB at the end; a report of {told:,} lines in {time.perf_counter() - began:.2f} s")
         if given.profile:
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
             pstats.Stats(profile).sort_stats("tottime").print_stats(15)
+
+
+def rendered(out: Path) -> int:
+    """Read a results folder and give the lines of its tables."""
+    from rapbench import results
+    from rapbench.report.tables import render
+
+    return len(render(results.read(out), "github").splitlines())
+
+
+def resident_mib() -> float:
+    """Give the memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def report(took: Took, cells: int) -> None:

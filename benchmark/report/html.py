@@ -1,0 +1,143 @@
+"""A results folder as one HTML page that needs nothing else: words, tables, figures, provenance.
+
+Names, reasons and texts of results are hostile: the template escapes all of them, figures hold them as XML text, and the page's
+Content-Security-Policy allows its own script alone and no request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rapbench.report import cost, provenance, summary, tables
+from rapbench.report.figures import Inline, Picture, swatches
+from rapbench.report.names import Names
+from rapbench.report.pictures import Folder, pictures, read
+from rapbench.report.template import file, safe, template, verbatim
+from rapbench.results import Record
+
+MOST_PANELS = 60
+"""Of one figure in the page, which is to stay small; a file has them all."""
+OPEN = 12
+"""Panels of a figure up to which no group of them is folded."""
+LONG = 36
+"""Letters from which on a column wraps."""
+BARS = ("FAR", "ASR defended")
+"""Columns with a bar behind the figure."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the template. `kinds`: per column `n` (numbers), `n bar` (per cent, with a bar), `long` (text that wraps) or empty."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    foot: str
+    kinds: Sequence[str]
+
+
+def page(folder: Path, protocol: str) -> str:
+    """Give the page of a results folder; the same text from the same results."""
+    own, inline = read(folder, protocol), Inline()
+    drawn = {picture.name: _drawn(picture, inline) for picture in pictures(own)}
+    style, script = (file(name).strip() for name in ("page.css", "page.js"))
+    done = [one for one in tables.in_order(own.records) if one.status == "ok"]
+    text: str = template().render(
+        folder=own,
+        figures=drawn,
+        style=safe(f"{style}\n{inline.css()}"),
+        script=safe(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        counts=Counter(one.status for one in own.records),
+        shape=_shape(own.records, own.names),
+        lines=summary.lines(own.chosen, own.names),
+        judged=summary.judged(own.chosen, own.names),
+        faced=[attack for attack in own.names.attacks if attack in {own.names.attack(one) for one in summary.attacked(own.chosen)}],
+        summary=summary,
+        cells=[_table(part.title, part.heads, part.rows, part.foot) for part in tables.parts(done, intervals=True)],
+        costs=_costs(own),
+        missing=_missing(own.records),
+        warned=_warned(done),
+        machines=provenance.machines(own.records),
+        commands=[(what, verbatim(command)) for what, command in provenance.commands(tables.in_order(own.records))],
+        grid=verbatim(provenance.grid(own.records)),
+        version=version("rapbench"),
+    )
+    return text
+
+
+def _drawn(picture: Picture, inline: Inline) -> dict[str, Any]:
+    """Give a figure for the template: its panels as SVG, in groups, with a legend; no more than the page has room for."""
+    room, groups = MOST_PANELS, []
+    for row in picture.rows:
+        panels = row.panels[:room]
+        room -= len(panels)
+        if panels:
+            groups.append({"title": row.title, "panels": [(panel.title, safe(inline.svg(picture, row, panel))) for panel in panels]})
+    total = len(picture.panels)
+    return {
+        "groups": groups,
+        "folded": total > OPEN,
+        "left_out": total - (MOST_PANELS - room),
+        "keys": swatches(picture.keys),
+        "inches": picture.inches[0],
+    }
+
+
+def _shape(records: Sequence[Record], names: Names) -> list[tuple[str, str]]:
+    """Give what the folder is about: what there is how many of, and which."""
+    victims = sorted({one.victim.partition(":")[0] for one in records})
+    listed = {"data set": names.homes, "attack": names.attacks, "defense": names.defenses, "victim model": victims}
+    listed |= {
+        "seed": sorted({str(one.seed) for one in records}),
+        "allowed FRR": [f"{100 * frr:g} %" for frr in sorted({one.frr for one in records})],
+    }
+    return [(f"{len(own)} {what}{'' if len(own) == 1 else 's'}", tables.shown(own)) for what, own in listed.items()]
+
+
+def _costs(own: Folder) -> Table | None:
+    measured = cost.measurements(own.records)
+    labels = [[name(one.record) for name in (own.names.home, own.names.attack, own.names.defense)] for one in measured]
+    rows = [[*label, *row[4:]] for label, row in zip(labels, cost.rows(measured, []), strict=True)]
+    return _table("What each defense costs", ["dataset", "attack", "defense", *cost.HEADS[4:]], rows, cost.FOOT) if rows else None
+
+
+def _missing(records: Sequence[Record]) -> Table | None:
+    rows = [[one.status, *one.what, one.frrs, one.reason] for one in tables.missing(tables.in_order(records))]
+    heads = ["status", "dataset", "attack", "defense", "victim", "seed", "FRR allowed", "reason"]
+    return _table("Cells without figures", heads, rows, "") if rows else None
+
+
+def _warned(done: Sequence[Record]) -> Table | None:
+    rows = [[text, tables.shown(cells)] for text, cells in tables.warned(done).items()]
+    return _table("Warnings", ["warning", "cells"], rows, "") if rows else None
+
+
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], foot: str) -> Table:
+    return Table(caption, heads, rows, foot, [_kind(head, [row[place] for row in rows]) for place, head in enumerate(heads)])
+
+
+def _kind(head: str, column: Sequence[str]) -> str:
+    if _numbers(column):
+        return "n bar" if head in BARS else "n"
+    return "long" if max(map(len, column), default=0) > LONG else ""
+
+
+def _numbers(column: Sequence[str]) -> bool:
+    """Tell whether a column is of numbers, each perhaps with more behind it."""
+    told = [text.split()[0] for text in column if text.strip() and text != "--"]
+    return bool(told) and all(_number(text) is not None for text in told)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
