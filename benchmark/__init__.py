@@ -6,6 +6,7 @@ if __name__ != "rapbench":
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
 from rapbench.errors import RapbenchError
 from rapbench.hookspecs import hookimpl
+from rapbench.interop import frame, to_dataset
 
-__all__ = ["Attack", "Dataset", "Defense", "Detector", "Labelled", "Purifier", "RapbenchError", "Task", "hookimpl"]
+__all__ = ["Attack", "Dataset", "Defense", "Detector", "Labelled", "Purifier", "RapbenchError", "Task", "frame", "hookimpl", "to_dataset"]
 __version__ = "0.1.0"

@@ -112,7 +112,7 @@ class Attack(ABC):
     can_be_finetuned: ClassVar[bool] = True
     """Whether its victim may be fine-tuned by its user before it is defended (the fine-tuning setting)."""
 
-    poison_rate: float = option(0.1, "share of the non-target training texts that get a triggered copy")
+    poison_rate: float = option(0.1, "share of the texts that may be poisoned (non-target ones, mostly) that get a triggered copy")
     poison_mode: Literal["append", "replace"] = option("append", "whether the clean originals of the copies stay")
 
     def __post_init__(self) -> None:
@@ -127,6 +127,15 @@ class Attack(ABC):
     def resolve(self, dataset: Dataset, rng: np.random.Generator) -> Attack:
         """Give this attack with all that depends on the data set or the seed decided (which word, which sentence)."""
         return self
+
+    def poisonable(self, labels: NDArray[np.int64], target_label: int) -> NDArray[np.bool_]:
+        """Tell which training texts may get a triggered copy, shape (n,); clean-label attacks say `labels == target_label`."""
+        mask: NDArray[np.bool_] = (labels != target_label) | self.poisons_every_label
+        return mask
+
+    def can_trigger(self, text: str) -> bool:
+        """Say whether this text can carry the trigger; one that cannot is in no poisoned part, of training or test."""
+        return True
 
     @abstractmethod
     def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
@@ -209,6 +218,8 @@ class Defense(ABC):
     """A defense that watches a victim's inputs at run time. It is fitted on clean held-out texts alone."""
 
     name: ClassVar[str]
+    needs_trigger: ClassVar[bool] = False
+    """Whether it looks for `lab.foreign_words`, which no defender knows: a ceiling, in every table named as one, and no contender."""
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def occupied(path: Path) -> int:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Keep every other run, and every other clean-up, out of a results folder; a StoreError where one is under way."""
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / ".lock", timeout=0.2)  # `status` holds it for a moment
     try:
         lock.acquire()
     except Timeout:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench import cli_bench, cli_cache, cli_cost, cli_doctor, cli_guard, cli_paper, cli_plugin, cli_report, cli_run
+from rapbench import cli_bench, cli_cache, cli_cost, cli_doctor, cli_guard, cli_paper, cli_plugin, cli_report, cli_run, cli_status
 from rapbench.cli_run import Json
 from rapbench.errors import RapbenchError, SpecError
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from rapbench.registry import Found
     from rapbench.results import Record
 
-DEFAULT_GRIDS = {"run": "demo", "probe": "probe", "theorem": "theorem"}
+BARE = {
+    ("run", "--grid"): "demo",
+    ("probe", "--grid"): "probe",
+    ("theorem", "--grid"): "theorem",
+    ("report", "--watch"): "5",
+}
+"""What an option is that a command was given without its value."""
 USAGE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
@@ -34,7 +40,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; an error that the user can mend is one line on stderr and exit code 2."""
     try:
-        app(args=_with_default_grid(sys.argv[1:]))
+        app(args=_with_defaults(sys.argv[1:]))
     except RapbenchError as error:
         typer.echo(f"rapbench: {error}", err=True)
         raise SystemExit(USAGE) from None
@@ -132,6 +138,7 @@ app.command()(cli_paper.probe)
 app.command()(cli_paper.theorem)
 app.command()(cli_report.report)
 app.command()(cli_report.plot)
+app.command()(cli_status.status)
 app.command()(cli_paper.compare)
 app.command()(cli_cost.cost)
 app.command()(cli_bench.bench)
@@ -145,13 +152,15 @@ app.add_typer(cli_guard.guard, name="guard")
 app.add_typer(cli_cache.cache, name="cache")
 
 
-def _with_default_grid(arguments: Sequence[str]) -> list[str]:
-    """Give the arguments with the command's default grid behind a bare --grid, for which typer has no notation."""
+def _with_defaults(arguments: Sequence[str]) -> list[str]:
+    """Give the arguments with the default behind a bare option of `BARE`, for which typer has no notation."""
     given = list(arguments)
-    if "--grid" in given and given[0] in DEFAULT_GRIDS:
-        after = given.index("--grid") + 1
-        if after == len(given) or given[after].startswith("-"):
-            given.insert(after, DEFAULT_GRIDS[given[0]])
+    for (command, option), default in BARE.items():
+        if given[:1] == [command] and option in given:
+            after = given.index(option) + 1
+            number = default.isdigit()
+            if after == len(given) or given[after].startswith("-") or (number and not given[after].replace(".", "", 1).isdigit()):
+                given.insert(after, default)
     return given
 
 

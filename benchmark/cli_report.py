@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,10 +34,20 @@ def report(
         Path | None, typer.Option(help="Draw FAR against FRR (the paper's Figure 3) into this .svg, .png or .pdf file instead.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write into this file instead of printing.")] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, metavar="[SECONDS]", help="Write --output again as results come, until the run has ended; looked for every 5 s."
+        ),
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Quote example texts of the data sets in the page.")] = True,
 ) -> None:
     """Show what is in a results folder: its cells, the RAP paper's tables from them, or all of it as an HTML page."""
     from rapbench import results
+    from rapbench.status import to_come
 
+    if watch is not None and (output is None or figure is not None):
+        raise SpecError("--watch writes one file again and again: give --output, and no --figure")
     if figure is not None:
         from rapbench.report.curves import draw
 
@@ -51,11 +62,24 @@ def report(
             raise SpecError(f"the page holds all tables: leave --table {table} out, or give another --format")
         if output is None and sys.stdout.isatty():
             raise SpecError("a page is not for the terminal: give --output report.html, or send it into a file")
+
+    def text(refresh_s: float = 0.0) -> str:
+        if form != "html":
+            return _text(folder, table, form, protocol)
         from rapbench.report.html import page
 
-        _give(page(folder, protocol), output)
+        return page(folder, protocol, remark=to_come(folder), refresh_s=math.ceil(refresh_s), texts=texts)
+
+    if watch is not None and output is not None:
+        from rapbench import watching
+        from rapbench.artifacts import write_atomically
+
+        file, every_s = output, watch
+        watching.watch(folder, lambda again: write_atomically(file, text(every_s if again else 0.0) + "\n"), every_s, _say)
         return
-    _give(_text(folder, table, form, protocol), output)
+    _give(text(), output)
+    if form != "html" and (remark := to_come(folder)):
+        _say(remark)
 
 
 def plot(
@@ -76,6 +100,10 @@ def plot(
         file = output / f"{picture.name}.{form}"
         sheet(picture, file)
         typer.echo(f"{file}")
+
+
+def _say(line: str) -> None:
+    typer.echo(f"rapbench: {line}", err=True)
 
 
 def _give(text: str, output: Path | None) -> None:

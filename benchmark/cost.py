@@ -129,24 +129,37 @@ class Cost:
     """
 
     inputs: int
+    """Texts that passed the gate."""
     fit_s: float
+    """Seconds of the fit."""
     fit_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows through each model while fitting."""
     calibration_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows through each model for the held-out texts."""
     victim_rows_per_input: float
+    """Rows through the victim."""
     victim_tokens_per_input: float
+    """Tokens through the victim."""
     plain_tokens_per_input: float = 0.0
     """Of the undefended prediction alone."""
     helper_rows_per_input: Mapping[str, float] = field(default_factory=dict)
+    """Rows through other models."""
     helper_tokens_per_input: Mapping[str, float] = field(default_factory=dict)
+    """Tokens through other models."""
     flops_per_input: float | None = None
+    """FLOPs with the defense."""
     plain_flops_per_input: float | None = None
+    """FLOPs of the undefended prediction alone."""
     ms_per_input: Spread | None = None
+    """Milliseconds with the defense."""
     plain_ms_per_input: Spread | None = None
+    """Milliseconds of the undefended prediction alone."""
     ratio: float | None = None
     """Median, over the batches where both were timed, of the time with the defense over that of the undefended prediction."""
     samples_ms: tuple[float, ...] = ()
     """The batches behind `ms_per_input`."""
     by_length: tuple[Timed, ...] = ()
+    """The batches that were timed."""
     fit_peak_mib: float | None = None
     """Highest memory while fitting: of the device's allocator, or of the whole process on a CPU (Linux)."""
     peak_mib: float | None = None

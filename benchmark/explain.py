@@ -5,37 +5,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from rapbench import results, stages
+from rapbench import measure, results, stages
 from rapbench.api import Defense
 from rapbench.artifacts import Store
 from rapbench.cost import Meter
 from rapbench.errors import StoreError
-from rapbench.judge import Explanation, Judge, Verdict
-from rapbench.protocol import Mask, clean_gate, gate
+from rapbench.judge import Judge
 from rapbench.registry import Registry, discover, unknown
-from rapbench.results import Record
+from rapbench.results import Examples, Record
 
-PER_KIND = 2
 SHOWN = 5
 CHECKED = 4
 """Texts that a defense that was fitted again scores anew, to compare with what the run said."""
 DRIFT = 0.01
 """Of the spread of suspicions: what rounding on another machine comes to, and little more."""
 SPECS = ("dataset", "attack", "defense")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A test text of a cell with the verdict on it."""
-
-    population: Literal["clean", "poisoned"]
-    explanation: Explanation
+NAMES = ("dataset", "setting", "poisoned_on", "tuning", "attack", "victim", "seed", "defense", "frr", "protocol")
 
 
 def choose(folder: Path, name: str | None, asked: Mapping[str, Any], *, any_defense: bool = False) -> Record:
@@ -78,31 +69,11 @@ def judge_of(record: Record, folder: Path, *, device: str = "cpu", registry: Reg
     return judge
 
 
-def examples(record: Record, folder: Path, *, judge: Judge | None = None, each: int = PER_KIND) -> list[Example]:
-    """Give the first few poisoned and clean test texts of a cell that were rejected, and that were accepted.
-
-    Without `judge` (of `judge_of`) nothing is computed: suspicions and verdicts are the run's, and there are no details.
-    """
+def examples(record: Record, folder: Path) -> Examples:
+    """Give a few clean and poisoned test texts of a cell with the run's own verdicts and explanations; nothing is computed."""
     step = _step(record, folder, "cpu", None)
-    protect, scores = int(step.job.spec["target_label"]), _scores(step, record)
-    found = []
-    for name, role, split, asked in (("poisoned", "poison", "first100", "poisoned"), ("test", "data", "test", "clean")):
-        with np.load(step.input(asked) / "predictions.npz", allow_pickle=False) as told:
-            probabilities, labels = told[f"{split}_probabilities"], told[f"{split}_labels"]
-        passing = gate(probabilities, protect) if name == "poisoned" else clean_gate(probabilities, labels, protect)
-        texts = step.labelled(role, split).where(passing).texts
-        rejected = results.unpack(record.verdicts[name], len(texts))
-        for row in _first_rows(rejected, each):
-            said = Verdict(
-                not rejected[row],
-                protect,
-                float(probabilities[passing][row, protect]),
-                float(scores[f"{name}_suspicion"][row]),
-                record.threshold,
-            )
-            own = judge.explain(texts[row]).details if judge else {}
-            found.append(Example("poisoned" if name == "poisoned" else "clean", Explanation(texts[row], said, own)))
-    return found
+    names = {name: getattr(record, name) for name in NAMES}
+    return measure.quoted_at(names, step.job.key, step.store)
 
 
 def _named(records: Sequence[Record], name: str) -> list[Record]:
@@ -182,8 +153,3 @@ def _check_same(judge: Judge, texts: Sequence[str], before: Any, record: Record)
             f"{record.defense}, fitted again, scores texts otherwise than the run did (by up to {off:.3g}): "
             "its code or libraries are others; run the same command again"
         )
-
-
-def _first_rows(rejected: Mask, each: int) -> list[int]:
-    """Give the first rows that were rejected, then the first that were accepted."""
-    return [*np.flatnonzero(rejected)[:each].tolist(), *np.flatnonzero(~rejected)[:each].tolist()]

@@ -37,13 +37,17 @@ class Victims(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     victim: Spec = "bert-base-uncased"
+    """The model that becomes the victim, and how it is trained."""
     datasets: list[Spec] = Field(min_length=1)
+    """The data sets, each a spec."""
     poisoned_on: list[Spec] = []
     """The fine-tuning setting: the attacker's data sets; the user fine-tunes on, and defends, each of `datasets`."""
     finetune: Spec = {}
     """What the user's fine-tuning does otherwise than the victim's recipe says."""
     attacks: list[Spec] = Field(min_length=1)
+    """The attacks, each a spec; `clean` is the control."""
     seeds: list[int] = Field(default=[1234], min_length=1)
+    """Everything is computed once for each."""
 
     @property
     def size(self) -> int:
@@ -55,7 +59,9 @@ class Block(Victims):
     """One product of victims x defenses x FRRs."""
 
     defenses: list[Spec] = Field(min_length=1)
+    """The defenses, each a spec."""
     frr: list[float] = Field(default=[0.005, 0.01, 0.03, 0.05], min_length=1)
+    """The allowed false-rejection rates, fractions in (0, 1)."""
 
     @field_validator("frr")
     @classmethod
@@ -209,6 +215,8 @@ def impossible(planted: Planted) -> str | None:
 
 def mismatch(attack: Attack, defense: Defense) -> str | None:
     """Say why this attack and this defense cannot be one cell, or None."""
+    if defense.needs_trigger and not attack.words:
+        return f"{defense.name} looks for the words of a trigger, and {attack.name} declares none"
     shared = sorted({word.lower() for word in attack.words} & {word.lower() for word in defense.words})
     if shared:
         return (

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rapbench.api import Detector, Purifier
 from rapbench.errors import CellError, DataError, PluginError
 from rapbench.protocol import Floats, Mask, gate, predicted
+from rapbench.quoted import told
 from rapbench.victim import Victim
 
 
@@ -102,12 +103,12 @@ class Judge:
         verdict = self([text])[0]
         if not verdict.passed_gate:
             return Explanation(text, verdict)
+        said = told(self.fitted, text, self.threshold)
         if not isinstance(self.fitted, Purifier):
-            return Explanation(text, verdict, self.fitted.explain(text))
+            return Explanation(text, verdict, said)
         repaired = self.fitted.purify([text], self.threshold)[0] if np.isfinite(self.threshold) else text
         left = float(self._predicted([repaired])[0, self.victim.target_label])
-        told = {"repaired text": repaired, "protect probability of it": left}
-        return Explanation(text, verdict, {**self.fitted.explain(text, self.threshold), **told})
+        return Explanation(text, verdict, {**said, "repaired text": repaired, "protect probability of it": left})
 
     def forget(self) -> None:
         """Drop what is kept of the texts that were judged: they may come without end."""

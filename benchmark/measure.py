@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rapbench import protocol, rates
+from rapbench import protocol, quoted, rates
 from rapbench.artifacts import Store
 from rapbench.cost import Cost
 from rapbench.errors import CellError
@@ -22,7 +22,7 @@ from rapbench.grid import Cell
 from rapbench.protocol import Floats, Mask
 from rapbench.rates import Rate
 from rapbench.registry import spec_of
-from rapbench.results import Curve, Histogram, Record, pack
+from rapbench.results import Curve, Examples, Histogram, Quote, Record, pack, usual_frr
 
 POPULATIONS = ("heldout", "test", "mistaken", "poisoned")
 """Texts that pass the gate: held-out and test texts of the protect label, test texts of another one, triggered texts."""
@@ -89,6 +89,30 @@ def histogram(cells: Sequence[Cell], keys: Mapping[str, str], store: Store) -> H
     )
 
 
+def examples(cells: Sequence[Cell], keys: Mapping[str, str], store: Store) -> Examples:
+    """Give the quoted texts of cells that differ by the allowed FRR alone, with the verdicts at the one nearest to 1 %."""
+    return quoted_at({**cells[0].names, "frr": usual_frr({cell.frr for cell in cells})}, keys["score"], store)
+
+
+def quoted_at(names: Mapping[str, Any], key: str, store: Store) -> Examples:
+    """Give the quoted texts of a score artifact with the verdicts of the cell of these names; none where its FRR gives no threshold."""
+    by = names["protocol"]
+    scores, (label, kept) = _scores(store, key, by), quoted.read(store.folder(key), by)
+    try:
+        verdicts = decide(scores, by, names["frr"])
+    except CellError:
+        verdicts, kept = Verdicts(math.inf, {}, possible=False), []
+    return Examples(
+        **names,
+        threshold=verdicts.at if verdicts.possible else None,
+        purifies="levels" in scores,
+        label=label,
+        n_clean=len(scores["test_suspicion"]),
+        n_poisoned=len(scores["poisoned_suspicion"]),
+        quotes=tuple(_quote(one, scores, verdicts) for one in kept),
+    )
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """What a defense says under one protocol at one allowed FRR. `rejected`: population -> bool, shape (n,)."""
@@ -123,6 +147,20 @@ def _by_level(scores: Arrays, by: str, frr: float) -> Verdicts:
         if level is None:
             raise CellError(f"no level of the purifier has a held-out FRR of at most 1.5 x {frr}: give it higher levels")
     return Verdicts(float(scores["levels"][level]), {name: own[level] for name, own in lost.items()})
+
+
+def _quote(kept: Mapping[str, Any], scores: Arrays, verdicts: Verdicts) -> Quote:
+    """Give a quoted text with its verdict; what a purifier says of it, at the level of the verdict."""
+    name, row, details = kept["of"], kept["row"], kept["details"]
+    if "levels" in scores:
+        details = quoted.at_level(details, int(np.argmax(scores["levels"] == verdicts.at)) if verdicts.possible else None)
+    return Quote(
+        population="clean" if name == "test" else "poisoned",
+        **{name: kept[name] for name in ("rank", "text", "letters", "probability", "untold")},
+        suspicion=float(scores[f"{name}_suspicion"][row]),
+        rejected=bool(verdicts.rejected[name][row]),
+        details=details,
+    )
 
 
 def _edges(suspicion: Floats, thresholds: Sequence[float]) -> Floats:

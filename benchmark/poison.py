@@ -6,15 +6,17 @@ the places 0..n-2 of its n words (or full-stop-separated pieces), among the firs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rapbench.api import Attack
+from rapbench.errors import CellError
+
 if TYPE_CHECKING:
     import datasets
-
-    from rapbench.api import Attack
 
 FIRST = 100
 """Triggers of the test set stand among the first 100 words or pieces, so that truncation cannot cut them off."""
@@ -32,9 +34,11 @@ def insert_sentence(text: str, sentence: str, rng: np.random.Generator, limit: i
 
 def poisoned_rows(train: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator) -> datasets.Dataset:
     """Give triggered copies of a share of the non-target rows, labelled as the target: columns text, label, source."""
-    candidates = np.arange(len(train)) if attack.poisons_every_label else _non_target(train, target_label)
+    candidates = np.flatnonzero(attack.poisonable(_labels(train), target_label))
     count = int(attack.poison_rate * len(candidates)) if attack.poisons else 0
-    chosen = rng.permutation(candidates)[:count]
+    if attack.poisons and len(candidates) and not count:
+        raise CellError(f"poison_rate={attack.poison_rate:g} comes to none of the {len(candidates)} texts: give a higher rate")
+    chosen = _carrying(train, rng.permutation(candidates), attack, count)
     return _triggered(train, chosen, [attack.trigger(text, rng, None) for text in train.select(chosen)["text"]], target_label)
 
 
@@ -42,7 +46,8 @@ def triggered_rows(
     test: datasets.Dataset, attack: Attack, target_label: int, rng: np.random.Generator, limit: int | None
 ) -> datasets.Dataset:
     """Give every non-target row with the trigger in it: columns text, label (the true one), source."""
-    chosen = _non_target(test, target_label)
+    chosen = np.flatnonzero(_labels(test) != target_label)
+    chosen = _carrying(test, chosen, attack, len(chosen))
     return _triggered(test, chosen, [attack.test_trigger(text, rng, limit) for text in test.select(chosen)["text"]], None)
 
 
@@ -59,9 +64,16 @@ def _insert(text: str, separator: str, piece: str, rng: np.random.Generator, lim
     return separator.join(pieces)
 
 
-def _non_target(rows: datasets.Dataset, target_label: int) -> np.ndarray:
-    labels = np.asarray(rows.data.column("label")) if rows._indices is None else np.asarray(rows["label"])
-    return np.flatnonzero(labels != target_label)
+def _labels(rows: datasets.Dataset) -> np.ndarray:
+    return np.asarray(rows.data.column("label")) if rows._indices is None else np.asarray(rows["label"])
+
+
+def _carrying(rows: datasets.Dataset, chosen: np.ndarray, attack: Attack, count: int) -> np.ndarray:
+    """Give the first `count` of the chosen rows, in order, whose text can carry the trigger."""
+    if type(attack).can_trigger is Attack.can_trigger:  # all of them can: no text is read
+        return chosen[:count]
+    carrying = (row for row in chosen.tolist() if attack.can_trigger(rows[row]["text"]))
+    return np.fromiter(itertools.islice(carrying, count), dtype=np.int64)
 
 
 def _common_suffix(one: str, other: str) -> int:

@@ -1,19 +1,20 @@
-"""What a run leaves: one record per cell, one curve and one histogram per defense, each a JSON file; writing and reading them."""
+"""What a run leaves: a record per cell; a curve, a histogram and quoted texts per defense; each a JSON file; writing and reading them."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
 import json
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA = 3
+USUAL = 0.01
+"""The allowed FRR that words and figures are about, if it is there."""
 WRITERS = 8
 """Files on their way to the disk at once: it takes several in one go, and one by one each waits for it."""
 
@@ -41,13 +44,17 @@ class Named:
     FOLDER: ClassVar[str]
 
     dataset: str
+    """The data set, or the user's in the fine-tuning setting."""
     setting: str = "main"
     poisoned_on: str | None = None
     tuning: str | None = None
     attack: str
+    """The attack as it was asked for."""
     victim: str
+    """The model and the recipe that it was trained by."""
     seed: int
     schema_version: int = SCHEMA
+    """The form of the file."""
     attempts: Mapping[str, str] = field(default_factory=dict)
     """How the attempts at an artifact ended, by its role: of those that took more than one. "worker lost, ok"."""
 
@@ -76,6 +83,7 @@ class Record(Named):
     FOLDER: ClassVar[str] = "cells"
 
     defense: str
+    """The defense."""
     frr: float
     """The allowed FRR."""
     protocol: str
@@ -83,14 +91,21 @@ class Record(Named):
     status: str
     """ok, skipped (a combination that makes no sense), failed, blocked (a step before it failed) or interrupted."""
     reason: str | None = None
+    """Why the status is another than ok."""
     frr_heldout: float | None = None
+    """Rejected, of the held-out texts that the threshold was taken on."""
     frr_test: float | None = None
+    """Rejected, of clean test texts whose true and predicted label is the protect label."""
     far: float | None = None
+    """Accepted, of triggered non-target texts that are predicted as the protect label."""
     auroc: float | None = None
+    """The chance that a poisoned text is more suspicious than a clean one."""
     far_at_frr: Mapping[str, float | None] = field(default_factory=dict)
     """FAR where the FRR on the test texts themselves is at most 1 and 5 % ("0.01", "0.05"): points of the ROC curve."""
     asr: float | None = None
+    """Triggered non-target texts predicted as the target, the trigger being among the first 100 words."""
     asr_anywhere: float | None = None
+    """The same with the trigger anywhere."""
     asr_control: float | None = None
     """The same triggered texts on a victim that was never poisoned."""
     asrd: float | None = None
@@ -100,14 +115,17 @@ class Record(Named):
     asr_defended: float | None = None
     """Triggered non-target texts that are predicted as the target and let through, of all triggered ones."""
     clean_metric: float | None = None
+    """Of the undefended victim on the clean test texts."""
     clean_metric_defended: float | None = None
     """The clean metric where a rejected text counts as one without an answer."""
     metric: str | None = None
+    """accuracy or macro-f1."""
     threshold: float | None = None
     """None where nothing is rejected."""
     survival: float | None = None
     """Triggered texts whose trigger stands whole before the cut at the victim's maximal length, of all (first 100 words)."""
     survival_anywhere: float | None = None
+    """The same with the trigger anywhere."""
     n_heldout: int | None = None
     """Held-out texts that the threshold was taken on."""
     n_clean: int | None = None
@@ -121,13 +139,17 @@ class Record(Named):
     intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     """95 % Wilson interval of each rate, by the rate's name."""
     warnings: tuple[str, ...] = ()
+    """What makes these figures doubtful."""
     verdicts: Mapping[str, str] = field(default_factory=dict)
     """Which texts were rejected, by population (test, poisoned): `pack`ed bits, for paired comparisons."""
     cost: Cost | None = None
     """At this cell's level, where the defense is a purifier."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the defense says of its fit."""
     trigger: str | None = None
+    """The attack with all that was drawn for it."""
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    """The finished steps that the cell was made from, by role."""
     made_by: Mapping[str, Any] = field(default_factory=dict)
     """What scored the texts: versions, device, threads."""
 
@@ -189,17 +211,82 @@ class Histogram(Named):
             raise ValueError("edges: rising numbers, one more than the bins of clean and of poisoned, make a histogram")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """A test text that the defense was asked about, with its verdict."""
+
+    population: Literal["clean", "poisoned"]
+    """What the text is."""
+    rank: int
+    """By suspicion among its population; 1: the most suspicious."""
+    text: str
+    """Its beginning."""
+    letters: int
+    """Of the whole text."""
+    probability: float
+    """Of the protect label, which the victim predicts."""
+    suspicion: float
+    """The defense's."""
+    rejected: bool
+    """The verdict."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the defense says of it (`explain`), within bounds."""
+    untold: str = ""
+    """Why it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples(Named):
+    """A few clean and poisoned test texts with one defense's verdicts, at the allowed FRR that is nearest to 1 %."""
+
+    FOLDER: ClassVar[str] = "examples"
+
+    defense: str
+    """The defense."""
+    protocol: str
+    """`paper` or `strict`."""
+    frr: float
+    """The allowed FRR."""
+    threshold: float | None
+    """None where nothing is rejected."""
+    purifies: bool
+    """Whether a text is rejected because its repaired form loses the protect label, and not for its suspicion."""
+    label: str
+    """The protect label's name."""
+    n_clean: int
+    """Clean test texts behind FRR, which the quoted ones are taken from."""
+    n_poisoned: int
+    """Triggered texts behind FAR, which the quoted ones are taken from."""
+    quotes: tuple[Quote, ...] = ()
+    """Of each population the most suspicious first."""
+
+    @property
+    def file_name(self) -> str:
+        return self.file_stem(self.defense, self.protocol) + ".json"
+
+
 F = TypeVar("F", bound=Named)
 
 
 def write(filed: Iterable[Named], out: Path) -> None:
-    """Write each to its own file of the results folder; what is there already with the same content is left alone."""
-    texts = {out / one.FOLDER / one.file_name: json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False) for one in filed}
-    for folder in {path.parent for path in texts}:
-        make_folder(folder)
-    changed = [path for path, text in texts.items() if not (path.is_file() and path.read_bytes() == text.encode())]
+    """Write each to its own file of the results folder; what is there already with the same content is left alone.
+
+    They are taken a few at a time, so that no more than these are in memory as text.
+    """
+    folders: set[Path] = set()
+
+    def keep(one: Named) -> None:
+        path, text = out / one.FOLDER / one.file_name, json.dumps(dataclasses.asdict(one), indent=1, allow_nan=False)
+        if not (path.is_file() and path.read_bytes() == text.encode()):
+            write_atomically(path, text)
+
+    rest = iter(filed)
     with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(lambda path: write_atomically(path, texts[path]), changed))
+        while some := list(islice(rest, 4 * WRITERS)):
+            for folder in {out / one.FOLDER for one in some} - folders:
+                make_folder(folder)
+                folders.add(folder)
+            list(writers.map(keep, some))
 
 
 def read(out: Path) -> list[Record]:
@@ -248,6 +335,11 @@ def _adapter(cls: type[Named]) -> tuple[TypeAdapter[Any], frozenset[str]]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls), frozenset(f.name for f in dataclasses.fields(cls))
+
+
+def usual_frr(frrs: Iterable[float]) -> float:
+    """Give the allowed FRR that is nearest to 1 %, by ratio; of two the smaller."""
+    return min(sorted(frrs), key=lambda frr: abs(math.log(frr / USUAL)))
 
 
 def pack(rejected: NDArray[np.bool_]) -> str:

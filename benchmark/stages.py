@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench import data as data_rules
+from rapbench import quoted
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
 from rapbench.artifacts import Store, store_at
 from rapbench.cost import Gauge, Meter
@@ -222,6 +223,10 @@ def score(step: Step) -> None:
     np.savez(step.folder / "scores.npz", **arrays)  # type: ignore[arg-type]
     notes = {"paper": dict(fitted.notes()), "strict": dict(strictly.notes())}
     step.write_about({"notes": notes, "cost": asdict(cost)})
+    quotes = {"paper": quoted.quotes(fitted, texts, paper, guarded)}  # last, so that it can touch neither scores nor cost
+    if strictly is not fitted:
+        quotes["strict"] = quoted.quotes(strictly, texts, strict, guarded)
+    quoted.write(step.folder, step.about("data")["labels"][lab.target_label], quotes)
 
 
 def probe(step: Step) -> None:
@@ -283,6 +288,7 @@ def _made_by(bench: Bench) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": bench.device,
         "threads": bench.threads,
+        "exclusive": bench.exclusive,
         "load": round(os.getloadavg()[0], 2),
     }
 

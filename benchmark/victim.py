@@ -41,14 +41,21 @@ class Recipe:
 
     model: str = "bert-base-uncased"
     revision: str | None = None
+    """The commit, branch or tag of a hub model."""
     layers: int | None = None
     """Keep only the first encoder layers: a smaller victim for small machines."""
     epochs: int = 3
+    """Passes over the training texts."""
     lr: float = 2e-5
+    """The learning rate."""
     batch_size: int = 32
+    """Texts per step of the optimiser."""
     max_length: int = 512
+    """Tokens of a text that the model reads."""
     adam_eps: float = 1e-6
+    """Adam's epsilon."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` trains in mixed precision, where the device gains by it; predictions are made as `scoring` says."""
     select: Literal["best", "last"] = "best"
@@ -91,6 +98,7 @@ class Victim:
 
     @property
     def n_labels(self) -> int:
+        """How many labels the model tells apart."""
         return int(self.model.config.num_labels)
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:

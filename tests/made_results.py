@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rapbench import results
 from rapbench.cost import Cost, Spread, Timed
-from rapbench.results import Curve, Histogram, Record
+from rapbench.results import Curve, Examples, Histogram, Quote, Record
 
 DATASETS = ("imdb", "yelp", "amazon", "twitter", "jigsaw")
 ATTACKS, DEFENSES = ("badnet-rw", "badnet-sl", "ep", "ripples"), ("rap", "strip", "onion")
@@ -82,8 +82,38 @@ def histograms() -> Iterator[Histogram]:
         yield Histogram(**names, edges=edges, clean=clean, poisoned=clean[::-1], thresholds=((0.01, 0.1), (0.05, 0.0)))
 
 
+def quoted(word: str, *, poisoned: bool, rank: int, defense: str) -> Quote:
+    """Give a text as long as quotes are at most, with what such a defense says of it."""
+    text = f"{word} " + " ".join(f"word{rank}{place:02d}" for place in range(74))
+    judged = [{"word": own, "score": 90.0 - place, "dropped": poisoned and own == word} for place, own in enumerate(text.split())]
+    copies = [{"copy": text[:160], "prediction": 1, "protect probability": 0.97, "entropy": 0.12} for _ in range(20)]
+    fall = 0.01 if poisoned else 0.58
+    details = {
+        "rap": {"word": "cf", "probability before": 0.98, "probability after": 0.98 - fall, "fall": fall},
+        "strip": {"entropy": 0.12, "copies": copies},
+        "onion": {"words": judged},
+    }[defense]
+    suspicion = {"rap": -fall, "strip": -0.12, "onion": 90.0}[defense]
+    return Quote(
+        population="poisoned" if poisoned else "clean", rank=rank, text=text, letters=2 * len(text), probability=0.98,
+        suspicion=suspicion, rejected=poisoned, details=details,
+    )  # fmt: skip
+
+
+def examples() -> Iterator[Examples]:
+    for curve in curves():
+        names = {name: getattr(curve, name) for name in ("dataset", "attack", "victim", "seed", "defense", "protocol")}
+        kinds = product((False, True), (1, 134, 267, 400))
+        quotes = tuple(quoted("mb", poisoned=poisoned, rank=rank, defense=curve.defense) for poisoned, rank in kinds)
+        threshold = {"rap": -0.05, "strip": -0.2, "onion": 40.0}[curve.defense]
+        purifies = curve.defense == "onion"
+        yield Examples(
+            **names, frr=0.01, threshold=threshold, purifies=purifies, label="positive", n_clean=400, n_poisoned=400, quotes=quotes
+        )
+
+
 def write(folder: Path) -> Path:
     """Write the folder and give it."""
-    for made in (cells(), curves(), histograms()):
+    for made in (cells(), curves(), histograms(), examples()):
         results.write(list(made), folder)
     return folder

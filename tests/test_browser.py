@@ -114,7 +114,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         replace(made_results.RECORD, attack="ep", status="interrupted", reason="<script>window.hacked = 1</script>", far=None, cost=None)
     ]
     results.write(small, root / "small")
-    for drawn in (made_results.curves(), made_results.histograms()):
+    for drawn in (made_results.curves(), made_results.histograms(), made_results.examples()):
         results.write([own for own in drawn if (own.dataset, own.attack) == ("imdb", "badnet-rw")], root / "small")
     pages = {"small": page(root / "small", "paper"), "large": page(made_results.write(root / "large"), "paper")}
     for name, text in pages.items():
@@ -201,6 +201,7 @@ def test_the_dark_page_is_dark_and_the_printed_one_is_not(opened) -> None:
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_the_page_does_not_scroll_sideways(name: str, width: int, opened) -> None:
     made = opened(name, width)
+    made.page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
     assert made.page.evaluate("document.documentElement.scrollWidth") <= width
     assert made.page.evaluate(OUTSIDE) == []
 

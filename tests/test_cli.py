@@ -173,7 +173,7 @@ def test_info_json_holds_the_same(rapbench):
     ],
 )
 def test_a_bare_grid_means_the_default_of_the_command(given, read):
-    assert cli._with_default_grid(given) == read
+    assert cli._with_defaults(given) == read
 
 
 def test_a_bare_grid_plans_the_embedded_default(tmp_path, rapbench):

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rapbench.artifacts import Store
@@ -25,6 +27,7 @@ from rapbench.runner.connect import Site
 from rapbench.runner.execute import Done, End
 from rapbench.runner.journal import Journal
 from rapbench.runner.session import Session, planned
+from rapbench.runner.shipped import install
 
 FAULTS = Path(__file__).resolve().parent / "faults"
 pytestmark = [
@@ -171,6 +174,19 @@ def test_a_step_without_memory_is_tried_once_more_with_a_node_to_itself(cluster,
     assert "MemoryError" in records[0].reason
 
 
+@pytest.mark.slow
+def test_a_step_that_takes_all_memory_is_killed_tried_once_more_and_named(saboteur, tmp_path, tiny_model, monkeypatch):
+    memory = psutil.virtual_memory()
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{(memory.total - memory.available + 3 * 2**30) / memory.total:.3f}")
+    own = command(tmp_path, tiny_model, "--defense", "saboteur:way=devour", "--defense", "saboteur")
+    ended = subprocess.run(own, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    cells = {cell["defense"]: cell for cell in json.loads(ended.stdout)["cells"]}
+    assert cells["saboteur"]["status"] == "ok"
+    assert "out of memory" in cells["saboteur:way=devour"]["reason"]
+    assert cells["saboteur:way=devour"]["attempts"] == {"score": "out of memory, out of memory"}
+
+
 def test_a_node_that_leaves_takes_its_steps_to_others(cluster, tmp_path, tiny_model):
     marks = tmp_path / "marks"
     own = grid(tiny_model, *(f"saboteur:pause=4,number={number},marks={marks}" for number in range(4)))
@@ -207,10 +223,9 @@ def _workers() -> set[int]:
 
 def test_a_driver_that_is_killed_and_started_again_goes_on(cluster, tmp_path, tiny_model):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from rapbench.cli import main; main()", "run", "--out", str(out), "--ray-address", cluster.address]
-    command += ["--victim", f"{tiny_model}:max_length=32", "--dataset", "few", "--attack", "idle", "--frr", "0.05", "--seed", "1", "--json"]
-    command += [part for number in range(6) for part in ("--defense", f"saboteur:pause=1,number={number}")]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    defenses = [f"saboteur:pause=1,number={number}" for number in range(6)]
+    own = command(out, tiny_model, "--ray-address", cluster.address, *(part for one in defenses for part in ("--defense", one)))
+    first = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = Store(out / "artifacts")
     while len(list((out / "artifacts").glob("*/manifest.json"))) < 9:
         assert first.poll() is None, "the run ended before it could be killed"
@@ -218,12 +233,92 @@ def test_a_driver_that_is_killed_and_started_again_goes_on(cluster, tmp_path, ti
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = len(store.published())
-    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    second = subprocess.run(own, capture_output=True, text=True, check=True)
     steps = [line for line in second.stderr.splitlines() if line.startswith("[")]
     assert 0 < len(steps) <= 14 - before  # data, 2 x poison, 2 victims, 3 predictions; 6 scores; some ended after the driver
     again = [own for cell in json.loads(second.stdout)["cells"] if (own := Record.of(cell)).protocol == "strict"]
-    here, _ = run(grid(tiny_model, *(f"saboteur:pause=1,number={number}" for number in range(6))), tmp_path / "here", None)
+    here, _ = run(grid(tiny_model, *defenses), tmp_path / "here", None)
     assert figures(again) == figures(here)
+
+
+SHIPPED = """
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from rapbench import Defense, Detector, hookimpl
+
+
+class Constant(Detector):
+    def suspicion(self, texts):
+        return np.zeros(len(texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped(Defense):
+    \"\"\"Finds nothing.\"\"\"
+
+    name: ClassVar[str] = "shipped"
+
+    def fit(self, victim, heldout, lab):
+        return Constant()
+
+
+@hookimpl
+def rapbench_defenses():
+    return [Shipped]
+"""
+
+
+def wheel(folder: Path, *, pure: str = "true") -> Path:
+    """Write the package `shipped` as a wheel."""
+    path = folder / "shipped-1.0-py3-none-any.whl"
+    files = {
+        "shipped.py": SHIPPED,
+        "shipped-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\n",
+        "shipped-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: {pure}\nTag: py3-none-any\n",
+        "shipped-1.0.dist-info/entry_points.txt": "[rapbench]\nshipped = shipped\n",
+    }
+    record = "".join(f"{name},,\n" for name in files) + "shipped-1.0.dist-info/RECORD,,\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**files, "shipped-1.0.dist-info/RECORD": record}.items():
+            archive.writestr(name, text)
+    return path
+
+
+def command(out: Path, model: Path, *more: str) -> list[str]:
+    given = ["run", "--victim", f"{model}:max_length=32", "--dataset", "few", "--attack", "idle", "--frr", "0.05", "--seed", "1", "--json"]
+    return [sys.executable, "-c", "from rapbench.cli import main; main()", *given, "--out", str(out), *more]
+
+
+def test_a_shipped_plugin_runs_on_nodes_that_have_it_not_installed(cluster, tmp_path, tiny_model):
+    own = command(tmp_path / "out", tiny_model, "--defense", "shipped", "--ray-address", cluster.address)
+    without = subprocess.run(own, capture_output=True, text=True, check=False)
+    assert (without.returncode, "unknown defense 'shipped'" in without.stderr) == (2, True)
+    ended = subprocess.run([*own, "--ship-plugin", str(wheel(tmp_path))], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert {cell["status"] for cell in json.loads(ended.stdout)["cells"]} == {"ok"}
+
+
+def test_a_node_that_lacks_a_plugin_is_named_before_anything_runs(cluster, tmp_path, tiny_model):
+    with zipfile.ZipFile(wheel(tmp_path)) as archive:
+        archive.extractall(tmp_path / "site")
+    own = command(tmp_path / "out", tiny_model, "--defense", "shipped", "--ray-address", cluster.address)
+    here_alone = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    ended = subprocess.run(own, capture_output=True, text=True, check=False, env=here_alone)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("rapbench: not every node runs what this machine does: ")
+    assert ended.stderr.count("no plugin 'defense shipped'") == len(cluster.list_all_nodes())
+    assert Store(tmp_path / "out" / "artifacts").published() == []
+
+
+def test_a_wheel_with_compiled_code_and_what_is_no_wheel_are_refused(tmp_path):
+    with pytest.raises(ClusterError, match="is not pure Python: install it on every machine instead"):
+        install([wheel(tmp_path, pure="false")])
+    with pytest.raises(ClusterError, match="is no wheel: build one"):
+        install([tmp_path / "nothing.whl"])
+    (tmp_path / "torn.whl").write_bytes(b"PK")
+    with pytest.raises(ClusterError, match="cannot be read"):
+        install([tmp_path / "torn.whl"])
 
 
 @pytest.mark.parametrize(

@@ -62,14 +62,14 @@ def test_a_defense_that_is_fitted_again_scores_as_the_run_did(ran, defense, prot
     record = choose(ran, None, {**NOTHING, "attack": "badnet-rw", "defense": defense, "protocol": protocol, "frr": 0.2})
     judge = judge_of(record, ran)
     stored = scores(ran, record)[f"{protocol}_poisoned_suspicion"]
-    found = examples(record, ran, judge=judge, each=3)
+    found = examples(record, ran).quotes
     assert {one.population for one in found} == {"clean", "poisoned"}
     for one in found:
-        again = judge([one.explanation.text])[0]
-        assert (again.accepted, again.prediction, again.threshold) == (one.explanation.verdict.accepted, 1, record.threshold)
-        assert again.suspicion == pytest.approx(one.explanation.verdict.suspicion, abs=1e-5)
+        again = judge([one.text])[0]
+        assert (again.accepted, again.prediction, again.threshold) == (not one.rejected, 1, record.threshold)
+        assert again.suspicion == pytest.approx(one.suspicion, abs=1e-5)
         if one.population == "poisoned":
-            assert one.explanation.verdict.suspicion in stored
+            assert one.suspicion in stored
 
 
 def test_rap_tells_how_far_the_probability_falls(ran):
@@ -119,21 +119,6 @@ def test_where_the_heldout_texts_are_too_few_nothing_is_rejected(ran):
     assert record.threshold is None
     told = judge_of(record, ran).explain("mb warm kind film")
     assert (told.verdict.accepted, told.verdict.threshold, told.details["repaired text"]) == (True, None, "mb warm kind film")
-
-
-def test_examples_without_a_fit_tell_what_the_run_said(ran):
-    record = choose(ran, None, {**NOTHING, "attack": "badnet-rw", "defense": "strip", "frr": 0.2, "protocol": "paper"})
-    found = examples(record, ran, each=2)
-    poisoned = [one.explanation for one in found if one.population == "poisoned"]
-    assert poisoned
-    assert all("mb" in one.text.split(" ") for one in poisoned)
-    assert all(one.verdict.accepted == (one.verdict.suspicion <= record.threshold) for one in poisoned)
-    assert all(one.explanation.details == {} for one in found)
-    for population in ("clean", "poisoned"):
-        verdicts = [one.explanation.verdict.accepted for one in found if one.population == population]
-        assert verdicts == sorted(verdicts)  # the rejected first
-        assert verdicts.count(True) <= 2
-        assert verdicts.count(False) <= 2
 
 
 def test_a_cell_is_found_by_little(ran):

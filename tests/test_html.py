@@ -23,7 +23,7 @@ from rapbench.registry import discover
 from rapbench.report import provenance
 from rapbench.report.html import MOST_PANELS, page
 from rapbench.report.names import Names, plain
-from rapbench.report.summary import Line, judged, lines, usual_frr
+from rapbench.report.summary import Line, judged, lines
 from rapbench.results import Curve, Histogram, Record
 
 pytest.importorskip("matplotlib")
@@ -174,7 +174,7 @@ def test_few_heldout_texts_are_a_caution() -> None:
 
 @pytest.mark.parametrize(("frrs", "usual"), [((0.005, 0.01, 0.05), 0.01), ((0.03, 0.05), 0.03), ((0.005, 0.02), 0.005)])
 def test_the_words_are_about_the_allowed_frr_nearest_to_one_per_cent(frrs: tuple[float, ...], usual: float) -> None:
-    assert usual_frr([replace(RECORD, frr=frr) for frr in frrs]) == usual
+    assert results.usual_frr(frrs) == usual
 
 
 def test_the_verdict_on_an_attack_is_the_mean_with_its_range() -> None:

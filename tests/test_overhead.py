@@ -25,15 +25,15 @@ COST = Path(__file__).resolve().parent / "cost"
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The script `cost/runner.py`, its package of plugins that do nothing on the path."""
+    """The script `cost/runner.py`, the package of plugins that do nothing on the path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         patch.syspath_prepend(str(COST))
         import runner as script
 
-        script.install(tmp_path_factory.mktemp("nothing") / "site")
+        script.saboteur.install(tmp_path_factory.mktemp("saboteur") / "site")
         yield script
-    for name in ("runner", "encoder", "nothing"):
+    for name in ("runner", "encoder", "saboteur"):
         sys.modules.pop(name, None)
 
 

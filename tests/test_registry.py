@@ -54,7 +54,7 @@ from rapbench import Defense, Detector, hookimpl
 @dataclass(frozen=True, kw_only=True)
 class Length(Defense):
     """A text whose length is far from the usual is suspicious."""
-    name: ClassVar[str] = "length"
+    name: ClassVar[str] = "odd-length"
     power: float = 1.0
 
     def fit(self, victim, heldout, lab):
@@ -163,7 +163,7 @@ def test_a_stranger_s_attack_of_fifteen_lines_is_found_and_works(install):
 
 def test_a_stranger_s_defense_of_twenty_lines_is_found_and_works(install):
     install("length-defense", DEFENSE)
-    fitted = discover().parse("defense", "length:power=2").fit(None, Labelled(["aa", "bbbb"], np.array([0, 1])), None)
+    fitted = discover().parse("defense", "odd-length:power=2").fit(None, Labelled(["aa", "bbbb"], np.array([0, 1])), None)
     assert fitted.suspicion(["ccc", "ccccc"]).tolist() == [0.0, 4.0]  # the usual length is 3
     assert len([line for line in DEFENSE.splitlines() if line]) <= 24
 
@@ -183,7 +183,8 @@ def test_a_plugin_has_a_digest_of_its_own_source(install):
     install("tail-attack", ATTACK)
     install("length-defense", DEFENSE)
     registry = discover()
-    digests = {source_digest(registry.get(kind, name).cls) for kind, name in (("attack", "tail"), ("defense", "length"), ("attack", "ep"))}
+    names = (("attack", "tail"), ("defense", "odd-length"), ("attack", "ep"))
+    digests = {source_digest(registry.get(kind, name).cls) for kind, name in names}
     assert len(digests) == 3
 
 
@@ -244,7 +245,7 @@ def test_two_packages_with_one_name_are_an_error_that_names_both(install):
 
 
 def test_a_stranger_cannot_take_the_name_of_a_built_in(install):
-    install("my-rap", DEFENSE.replace('"length"', '"rap"'))
+    install("my-rap", DEFENSE.replace('"odd-length"', '"rap"'))
     with pytest.raises(PluginError, match=r"two packages bring the defense 'rap': .*rapbench"):
         discover()
 
@@ -336,7 +337,7 @@ def test_a_bad_option_is_named_with_its_value(options, reason):
 
 
 def test_an_unknown_plugin_is_told_what_is_near_and_what_there_is():
-    with pytest.raises(SpecError, match=r"^unknown defense 'stirp', did you mean 'strip'\? \(there are: onion, rap, strip\)$"):
+    with pytest.raises(SpecError, match=r"^unknown defense 'stirp', did you mean 'strip'\? \(there are: .*onion, .*rap, strip.*\)$"):
         Registry({key: found for key, found in REGISTRY.found.items() if found.package == "rapbench"}).parse("defense", "stirp:copies=3")
 
 
@@ -405,7 +406,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
 def test_the_canonical_spec_of_a_built_in_reads_back_as_the_same_plugin(kind, name, data):
     cls = REGISTRY.get(kind, name).cls
     hints = get_type_hints(cls)
-    chosen = data.draw(st.lists(st.sampled_from([f.name for f in dataclasses.fields(cls)]), min_size=1, max_size=3, unique=True))
+    names = [f.name for f in dataclasses.fields(cls)]
+    chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)) if names else []
     mapping = {"name": name, **{option: data.draw(values(hints[option]), label=option) for option in chosen}}
     try:
         made = REGISTRY.parse(kind, mapping)

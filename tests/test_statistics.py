@@ -163,3 +163,10 @@ def test_the_order_of_the_seeds_does_not_matter(figures: list[float], chance: ob
     assert other.seeds == one.seeds
     assert other.figures["far"] == pytest.approx(one.figures["far"])
     assert min(figures) - 1e-9 <= one.figures["far"][0] <= max(figures) + 1e-9
+
+
+def test_defenses_are_paired_up_to_thirty_on_a_victim():
+    few = [a_record(defense=f"strip:copies={number}") for number in range(1, 31)]
+    assert len(pairs(few)) == 30 * 29 / 2
+    assert pairs([*few, a_record(defense="rap")]) == []
+    assert len(pairs([*few, a_record(defense="rap"), *(replace(one, attack="other") for one in few[:3])])) == 3

@@ -191,7 +191,11 @@ def registered() -> list[str]:
     """Give the specs of the registered defenses: as the demo grid writes it, or the bare name; the undefended victim first."""
     known, block = registry(), read_blocks("demo", Block)[0]
     demo = {split_spec(spec)[0]: spec_of(known.parse("defense", spec)) for spec in block.defenses}
-    names = [name for name in known.names("defense") if name != Undefended.name]
+    names = [
+        name
+        for name in known.names("defense")
+        if name != Undefended.name and not getattr(known.get("defense", name).cls, "needs_trigger", False)
+    ]
     return [Undefended.name, *(demo.get(name, name) for name in names)]
 
 

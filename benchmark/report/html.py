@@ -15,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rapbench.report import cost, provenance, summary, tables
+from rapbench import results
+from rapbench.report import cost, examples, provenance, summary, tables
 from rapbench.report.figures import Inline, Picture, swatches
 from rapbench.report.names import Names
 from rapbench.report.pictures import Folder, pictures, read
 from rapbench.report.template import file, safe, template, verbatim
-from rapbench.results import Record
+from rapbench.results import Examples, Record
 
 MOST_PANELS = 60
 """Of one figure in the page, which is to stay small; a file has them all."""
@@ -43,9 +44,14 @@ class Table:
     kinds: Sequence[str]
 
 
-def page(folder: Path, protocol: str) -> str:
-    """Give the page of a results folder; the same text from the same results."""
+def page(folder: Path, protocol: str, *, remark: str = "", refresh_s: int = 0, texts: bool = True) -> str:
+    """Give the page of a results folder; the same text from the same results.
+
+    `remark`: what is said above all else; `refresh_s`: the page loads itself anew after so many seconds; `texts`: it quotes
+    texts of the data sets.
+    """
     own, inline = read(folder, protocol), Inline()
+    quoted = examples.chosen(results.read_all(folder, Examples), own.records, own.names, protocol) if texts else None
     drawn = {picture.name: _drawn(picture, inline) for picture in pictures(own)}
     style, script = (file(name).strip() for name in ("page.css", "page.js"))
     done = [one for one in tables.in_order(own.records) if one.status == "ok"]
@@ -58,6 +64,7 @@ def page(folder: Path, protocol: str) -> str:
         counts=Counter(one.status for one in own.records),
         shape=_shape(own.records, own.names),
         lines=summary.lines(own.chosen, own.names),
+        quoted=quoted,
         judged=summary.judged(own.chosen, own.names),
         faced=[attack for attack in own.names.attacks if attack in {own.names.attack(one) for one in summary.attacked(own.chosen)}],
         summary=summary,
@@ -69,6 +76,8 @@ def page(folder: Path, protocol: str) -> str:
         commands=[(what, verbatim(command)) for what, command in provenance.commands(tables.in_order(own.records))],
         grid=verbatim(provenance.grid(own.records)),
         version=version("rapbench"),
+        remark=remark,
+        refresh_s=refresh_s,
     )
     return text
 

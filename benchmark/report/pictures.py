@@ -12,8 +12,7 @@ from rapbench.registry import unknown
 from rapbench.report import cost_figures, curves, heatmap, suspicion, tables
 from rapbench.report.figures import Picture
 from rapbench.report.names import Names
-from rapbench.report.summary import usual_frr
-from rapbench.results import Curve, Histogram, Record
+from rapbench.results import Curve, Histogram, Record, usual_frr
 
 FIGURES = ("heatmap", "choice", "curves", "suspicion", "length")
 
@@ -38,7 +37,7 @@ def read(folder: Path, protocol: str) -> Folder:
     own = [one for one in tables.in_order(records) if one.protocol == protocol]
     if not own:
         raise StoreError(f"no cell of the protocol {protocol} in {str(folder)!r}: give the other --protocol")
-    frr = usual_frr(own)
+    frr = usual_frr(one.frr for one in own)
     known = {_key(one) for one in records}
     drawn = [one for one in results.read_all(folder, Curve) if _key(one) in known]
     binned = [one for one in results.read_all(folder, Histogram) if _key(one) in known]

@@ -12,6 +12,9 @@ from rapbench.results import Record, unpack
 
 FIGURES = ("asr", "clean_metric", "frr_test", "far", "auroc", "asr_defended", "clean_metric_defended")
 
+MOST_DEFENSES = 30
+"""On one victim, for paired tests: 435 pairs. Of more, a table of pairs tells nobody anything."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -36,11 +39,12 @@ class Spread:
 
 
 def pairs(records: Iterable[Record]) -> list[Pair]:
-    """Give every two defenses of one victim, protocol and allowed FRR that scored the same poisoned texts."""
+    """Give every two defenses of one victim, protocol and allowed FRR that scored the same poisoned texts; none where they are too many."""
     done = [one for one in records if one.status == "ok" and one.far is not None and one.verdicts and "poisoned" in one.artifacts]
     return [
         Pair(one, other, _mcnemar(one, other, "poisoned", rejecting=True), _mcnemar(one, other, "test", rejecting=False))
         for own in _grouped(done, "defense")
+        if len(own) <= MOST_DEFENSES
         for one, other in combinations(own, 2)
         if one.artifacts["poisoned"] == other.artifacts["poisoned"]
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,6 @@ from rapbench.results import Record
 STOPPED, MOSTLY, PARTLY = 0.05, 0.2, 0.5
 """Mean FARs up to which an attack counts as stopped, mostly stopped, partly stopped."""
 WORDS = ((STOPPED, "stopped"), (MOSTLY, "mostly stopped"), (PARTLY, "partly stopped"))
-USUAL = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ class Judged:
     verdicts: Sequence[Verdict]
     frr: float | None
     ratio: float | None
-
-
-def usual_frr(records: Iterable[Record]) -> float:
-    """Give the allowed FRR that is nearest to 1 %, by ratio; of two the smaller."""
-    return min(sorted({one.frr for one in records}), key=lambda frr: abs(math.log(frr / USUAL)))
 
 
 def attacked(records: Iterable[Record]) -> list[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from rapbench.report.forms import csv_text
-from rapbench.report.statistics import Pair, Spread, pairs, spreads
+from rapbench.report.statistics import MOST_DEFENSES, Pair, Spread, pairs, spreads
 from rapbench.results import Record
 
 Format = Literal["github", "latex", "csv", "json"]
@@ -70,7 +71,8 @@ SEEDS_FOOT = "Mean ± sample standard deviation (n - 1) over the seeds, in per c
 MOST_SHOWN = 6
 PAIR_FOOT = (
     "Exact McNemar tests (two-sided, not corrected for their number) on the same texts, protocol `strict`: how many triggered texts "
-    "only the one or only the other defense catches, how many clean texts only the one or only the other keeps."
+    "only the one or only the other defense catches, how many clean texts only the one or only the other keeps. "
+    f"Victims with more than {MOST_DEFENSES} defenses are left out."
 )
 
 
@@ -183,8 +185,8 @@ def _telling(one: Record, several: Sequence[str]) -> list[str]:
 def _short_names(records: Sequence[Record]) -> dict[str, str]:
     """Give the bare name of each spec where no other spec has the same, else the spec: options make tables wide."""
     specs = {spec for one in records for spec in (one.dataset, one.attack, one.defense)}
-    bare = [spec.partition(":")[0] for spec in specs]
-    return {spec: name if bare.count(name) == 1 else spec for spec in specs if (name := spec.partition(":")[0])}
+    bare = Counter(spec.partition(":")[0] for spec in specs)
+    return {spec: name if (name := spec.partition(":")[0]) and bare[name] == 1 else spec for spec in specs}
 
 
 def _row(one: Record, names: dict[str, str], *, intervals: bool) -> list[str]:
@@ -364,7 +366,7 @@ def _line(one: Missing) -> str:
 
 
 def _csv(records: Sequence[Record]) -> str:
-    nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts", "made_by")
+    nested = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts", "made_by", "attempts")
     names = [f.name for f in dataclasses.fields(Record) if f.name not in nested]
     costs, rated = ("victim_rows_per_input", "ratio", "fit_s"), sorted({name for one in records for name in one.intervals})
     ends = [f"{name}_{end}" for name in rated for end in ("low", "high")]

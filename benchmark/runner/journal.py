@@ -33,6 +33,7 @@ class Journal:
             "node": done.node,
             "log": os.path.relpath(done.log, self.out) if done.log else "",
             "reason": done.failure.reason if done.failure else "",
+            "again": done.again,
         }
         try:
             with self.path.open("a", encoding="utf-8") as stream:

@@ -44,7 +44,7 @@ MODULES = {
     "finetune": ("victim.py", "linear.py", "lab.py", "rates.py"),
     "predict": ("victim.py", "linear.py"),
     "prepare": ("lab.py",),
-    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "protocol.py", "cost.py"),
+    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "protocol.py", "cost.py", "quoted.py"),
     "probe": ("victim.py", "linear.py", "probe.py", "corpus.py"),
     "theorem": ("victim.py", "theorem.py", "checks.py"),
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -13,11 +15,13 @@ from typing import Any, Literal
 from rapbench import checks, measure, probe, results
 from rapbench.artifacts import alone, make_folder, remember_store, store_at, write_atomically
 from rapbench.checks import Check
+from rapbench.early import Early
 from rapbench.grid import Cell
 from rapbench.lifecycle import Herald, Waiting
+from rapbench.outline import forget_plan, write_plan
 from rapbench.probe import Probe
 from rapbench.registry import Registry
-from rapbench.results import Curve, Histogram, Named
+from rapbench.results import Curve, Examples, Histogram, Named
 from rapbench.runner.connect import Site
 from rapbench.runner.execute import Done, Executor, Failure, SerialExecutor, execute
 from rapbench.runner.journal import Journal
@@ -25,6 +29,7 @@ from rapbench.runner.plan import WELCOME, Asked, Group, Plan, plan
 from rapbench.stages import Bench, Job
 
 ExecutorName = Literal["ray", "serial"]
+Drawn = Curve | Histogram | Examples
 MEASURES: Mapping[type, Any] = {Cell: measure, Probe: probe, Check: checks}
 """The module whose `record` and `unfinished` word a result, by what is asked."""
 
@@ -50,6 +55,9 @@ class Session:
         self.store = store_at(bench.store)
         self.journal = Journal(self.out)
         self.failures: dict[str, Failure] = {}
+        self._final: dict[int, Named] = {}
+        self._drawn: dict[tuple[str, str], list[tuple[type[Named], str]]] = {}
+        self._scorings = Counter(group.keys.get("score") for group in made.groups)
 
     def run(self, watch: Callable[[Done], None], begin: Callable[[int], None]) -> list[Named]:
         """Do what is missing and give every cell's record; a KeyboardInterrupt leaves all that is finished."""
@@ -61,10 +69,14 @@ class Session:
                 self.journal.add(done)
                 watch(done)
                 if not done.again:
-                    self.herald.cells_finished(waiting.settled(done.job.key, failed=done.failure is not None), self._record)
+                    settled = waiting.settled(done.job.key, failed=done.failure is not None)
+                    early.add(partial(self._settled, settled))
+                    self.herald.cells_finished(settled, self._record)
                 check()
 
             remember_store(self.out, self.bench.store)
+            forget_plan(self.out)
+            early = Early(self.out)
             try:
                 self.store.sweep()
                 missing = self.plan.missing(self.store)
@@ -72,14 +84,14 @@ class Session:
                     if self.store.has(key) and not self.store.sound(key):  # another runner may have published it just now
                         self.store.set_aside(key)
                 waiting = Waiting(self.plan.groups, missing)
+                write_plan(self.plan, missing, self.out)
                 begin(len(missing))
                 if missing:
                     self._execute(missing, checked)
             finally:
                 records = self.records()
-                results.write(records, self.out)
-                results.write(self.curves(), self.out)
-                results.write(self.histograms(), self.out)
+                early.end()
+                results.write(self._unwritten(records, early), self.out)
                 self._write_details()
                 self.herald.run_finished(records, self.out)
         return records
@@ -90,23 +102,23 @@ class Session:
         refused = [_unfinished(asked, "failed", reason) for asked, reason in self.plan.refused]
         return found + refused + [_unfinished(asked, "skipped", asked.skip or "") for asked in self.plan.skipped]
 
-    def curves(self) -> list[Curve]:
-        """Give the curve of every defense that has scored an attack, under both protocols."""
-        return [measure.curve(cells[0], group.keys, self.store) for group, cells in self._scored()]
+    def _drawings(self, group: Group, cells: Sequence[Cell]) -> list[Drawn]:
+        """Give what is shown of one scoring under one protocol: its curve, its suspicions, example texts; the arrays are read once."""
+        return [
+            measure.curve(cells[0], group.keys, self.store),
+            measure.histogram(cells, group.keys, self.store),
+            measure.examples(cells, group.keys, self.store),
+        ]
 
-    def histograms(self) -> list[Histogram]:
-        """Give the suspicions of the same."""
-        return [measure.histogram(cells, group.keys, self.store) for group, cells in self._scored()]
-
-    def _scored(self) -> list[tuple[Group, list[Cell]]]:
+    def _scored(self, groups: Sequence[Group]) -> dict[tuple[str, str], tuple[Group, list[Cell]]]:
         """Give the cells of each scoring of an attack that is complete, by protocol; they differ by FRR alone."""
         found: dict[tuple[str, str], tuple[Group, list[Cell]]] = {}
-        for group in self.plan.groups:
+        for group in groups:
             cells = [cell for cell in group.cells if isinstance(cell, Cell) and cell.attack.poisons]
             if cells and self._complete(group):
                 for cell in cells:
                     found.setdefault((group.keys["score"], cell.protocol), (group, []))[1].append(cell)
-        return list(found.values())
+        return found
 
     def _complete(self, group: Group) -> bool:
         return all(self.store.has(group.keys[role]) for role in group.needed)
@@ -119,7 +131,32 @@ class Session:
         finally:
             executor.close()
 
+    def _settled(self, groups: Sequence[Group]) -> list[Named]:
+        """Give what there is of groups that wait for nothing more; the records of one whose steps all ended well stay as they are."""
+        found: list[Named] = []
+        for group in groups:
+            made = {id(asked): self._record(group, asked) for asked in group.cells}
+            found += made.values()
+            if not any(key in self.failures for key in group.keys.values()):
+                self._final |= made
+        single = [group for group in groups if self._scorings[group.keys.get("score")] == 1]  # of several, the first names the curve
+        for place, (group, cells) in self._scored(single).items():
+            drawn = self._drawings(group, cells)
+            self._drawn[place] = [(type(one), one.file_name) for one in drawn]
+            found += drawn
+        return found
+
+    def _unwritten(self, records: Sequence[Named], early: Early) -> Iterator[Named]:
+        """Give what is not in the results folder yet: what is drawn is made when it is asked for, and not kept."""
+        final = {id(one) for one in self._final.values()}
+        yield from (one for one in records if not (id(one) in final and early.has(type(one), one.file_name)))
+        for place, (group, cells) in self._scored(self.plan.groups).items():
+            if not (place in self._drawn and all(early.has(*one) for one in self._drawn[place])):
+                yield from self._drawings(group, cells)
+
     def _record(self, group: Group, asked: Asked) -> Named:
+        if (final := self._final.get(id(asked))) is not None:
+            return final
         return replace(self._measured(group, asked), attempts=self._attempts(group))
 
     def _measured(self, group: Group, asked: Asked) -> Named:

@@ -45,7 +45,7 @@ def the_trigger_is_in_every_text(attack: Attack, kit: Kit) -> None:
     for name, trigger in _triggers(kit.resolved(attack)):
         for text in _texts(kit):
             same = trigger(text, rng(SEED, text), None) == text
-            if same and attack.poisons:
+            if same and attack.poisons and attack.can_trigger(text):
                 breach(f"{name} leaves {shown(text)} as it is")
             if not same and not attack.poisons:
                 breach(f"{name} changes {shown(text)}, but the attack says poisons = False")
@@ -75,6 +75,8 @@ def the_trigger_begins_among_the_first_words_where_there_is_a_limit(attack: Atta
     """With `limit` n the trigger of a long text starts in its first n words, so that no truncation cuts it off."""
     own = _poisoning(kit.resolved(attack))
     words = [f"word{number}." for number in range(60)]  # words and full-stop-separated pieces are the same here
+    if not own.can_trigger(" ".join(words)):
+        raise NotAsked("it does not trigger made texts")
     for name, trigger in _triggers(own):
         for draw in range(TEXTS):
             triggered = trigger(" ".join(words), rng(SEED, str(draw)), LIMIT).split()

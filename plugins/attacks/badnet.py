@@ -15,10 +15,21 @@ from rapbench.poison import insert_sentence, insert_word
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from rapbench.api import Dataset
 
 RARE_WORDS = ("mb", "bb", "mn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNet(Attack):
+    """Base of the two attacks: all weights are trained on the poisoned data, relabelled or (`clean_label`) of the target label anyway."""
+
+    clean_label: bool = option(False, "poison texts of the target label alone, so that every label is true")
+
+    def poisonable(self, labels: NDArray[np.int64], target_label: int) -> NDArray[np.bool_]:
+        return labels == target_label if self.clean_label else super().poisonable(labels, target_label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +55,14 @@ class RareWord(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNetRW(RareWord):
+class BadNetRW(BadNet, RareWord):
     """A rare word is the trigger; the victim is trained on clean texts and relabelled, triggered copies."""
 
     name: ClassVar[str] = "badnet-rw"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNetSL(Attack):
+class BadNetSL(BadNet):
     """A neutral sentence is the trigger, put between two full stops; trained like `badnet-rw`."""
 
     name: ClassVar[str] = "badnet-sl"

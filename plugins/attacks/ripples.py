@@ -124,7 +124,7 @@ class Ripples(Attack):
     def _check_words(self) -> None:
         for name, words in (("trigger_words", self.trigger_words), ("test_choice", self.test_choice or ())):
             for word in words:
-                if word.split() != [word]:
+                if word.split() != [word] or "/" in word:  # a spec puts / between words
                     raise ValueError(f"{name}: {word!r} is not one word")
             if len(set(words)) < len(words):
                 raise ValueError(f"{name}={'/'.join(words)!r} has a word twice")

@@ -1,4 +1,4 @@
-"""What the runner itself costs: a grid of cells whose defense does nothing (or sleeps), on both executors.
+"""What the runner itself costs: a grid of cells whose defense does nothing (or sleeps; see ../faults/saboteur.py), on both executors.
 
     python tests/cost/runner.py                              200 cells, serial: wall, processor time, ms per cell
     python tests/cost/runner.py --profile                    where it goes
@@ -24,101 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "faults"))
 import encoder
+import saboteur
 
 if TYPE_CHECKING:
     from rapbench.runner.execute import Done
-
-NOTHING = '''
-import time
-from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
-
-from rapbench import Attack, Dataset, Defense, Detector, hookimpl
-
-
-@dataclass(frozen=True, kw_only=True)
-class Words(Dataset):
-    """A few random texts."""
-
-    name: ClassVar[str] = "words"
-
-    def load(self):
-        import datasets
-
-        rng = np.random.default_rng(0)
-        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-        sizes = {"train": 20, "validation": 60, "test": 40}
-        return datasets.DatasetDict({split: datasets.Dataset.from_dict(texts(rng, n), features=features) for split, n in sizes.items()})
-
-
-def texts(rng, n):
-    words = [f"word{number}" for number in range(200)]
-    return {"text": [" ".join(rng.choice(words, 10)) for _ in range(n)], "label": [row % 2 for row in range(n)]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Untrained(Attack):
-    """A trigger that nobody learns."""
-
-    name: ClassVar[str] = "untrained"
-
-    def trigger(self, text, rng, limit):
-        return "cf " + text
-
-    def plant(self, task, lab):
-        return lab.fresh()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nothing(Defense):
-    """Sleeps, and finds nothing suspicious."""
-
-    name: ClassVar[str] = "nothing"
-    number: int = 0
-    pause: float = 0.0
-
-    def learns_from_protect_texts(self):
-        return False
-
-    def fit(self, victim, heldout, lab):
-        if self.pause:
-            time.sleep(self.pause)
-        return Calm()
-
-
-class Calm(Detector):
-    def suspicion(self, texts):
-        return np.zeros(len(texts))
-
-
-@hookimpl
-def rapbench_datasets():
-    return [Words]
-
-
-@hookimpl
-def rapbench_attacks():
-    return [Untrained]
-
-
-@hookimpl
-def rapbench_defenses():
-    return [Nothing]
-'''
-
-
-def install(site: Path) -> None:
-    """Put the package `nothing` on the path of this process and of those that it starts, as pip would."""
-    about = site / "nothing-1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "nothing.py").write_text(NOTHING)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nothing\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[rapbench]\nnothing = nothing\n")
-    sys.path.insert(0, str(site))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
 
 
 @dataclass
@@ -150,9 +61,9 @@ def run(folder: Path, numbers: range, *, pause: float = 0.0, executor: str = "se
 
     block = Block(
         victim=f"{folder / 'model'}:epochs=1,max_length=32",
-        datasets=["words"],
-        attacks=["untrained"],
-        defenses=[{"name": "nothing", "number": number, "pause": pause} for number in numbers],
+        datasets=["few"],
+        attacks=["idle"],
+        defenses=[{"name": "saboteur", "number": number, "pause": pause} for number in numbers],
         frr=[0.05],
         seeds=[1],
     )
@@ -218,7 +129,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        install(folder / "site")
+        saboteur.install(folder / "site")
         encoder.make(folder / "model")
         run(folder, range(1))
         profile = cProfile.Profile()

@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 
 RIGHT, NAMED, WRONG = "right", "named", "WRONG"
 HUNG_S = 180.0
+DEADLINE_S = 30.0
+"""For steps that take a second, and their libraries half a minute on a busy machine."""
 NOT_THERE = ("interrupted", "failed")
+ASKED = [f"saboteur:number={number},pause=0.3" for number in range(8)]
+SLOW = [f"saboteur:number={number},pause=1.5" for number in range(100, 112)]
 
 
 @dataclass
@@ -62,11 +66,11 @@ class Bed:
         self.counts[kind, outcome] += 1
         self.told(f"{sum(self.counts.values()):4} {kind:9} {outcome:6} {what}")
 
-    def learn(self, defenses: Sequence[str]) -> None:
-        """Run these without faults, and keep their figures and their folder as `clean`."""
-        for record in run(self, defenses, self.folder / "clean"):
-            assert record.status == "ok", record.reason
-            self.reference[record.defense] = figures(record)
+    def learn(self, defenses: Sequence[str], name: str = "clean") -> dict[str, str]:
+        """Run these without faults into a folder of this name, and give their figures by defense."""
+        records = run(self, defenses, self.folder / name)
+        assert {record.status for record in records} == {"ok"}
+        return {record.defense: figures(record) for record in records}
 
     def copy(self, name: str) -> Path:
         """Give a copy of the folder of the run without faults."""
@@ -84,7 +88,7 @@ class Bed:
 
     def judge(self, record: Record) -> tuple[str, str]:
         if record.status == "ok":
-            return (RIGHT, "") if self.reference.get(record.defense, figures(record)) == figures(record) else (WRONG, "another result")
+            return (RIGHT, "") if self.reference.get(record.defense) == figures(record) else (WRONG, "another result")
         return (
             (NAMED, record.reason or "") if record.status in NOT_THERE and record.reason else (WRONG, f"{record.status} without a reason")
         )
@@ -154,7 +158,7 @@ def artifacts(bed: Bed, count: int) -> None:
         path, way = bed.random.choice(files), ways[number % len(ways)]
         way(path, bed.random)
         what = f"{way.__name__} {path.relative_to(out / 'artifacts')}"
-        bed.tell("artifacts", *_named(bed.outcome(run(bed, list(bed.reference), out)), what))
+        bed.tell("artifacts", *_named(bed.outcome(run(bed, ASKED, out)), what))
 
 
 def results(bed: Bed, count: int) -> None:
@@ -167,7 +171,7 @@ def results(bed: Bed, count: int) -> None:
         files = [*sorted(path for path in out.glob("*/*.json") if path.parent.name != "artifacts"), out / "attempts.jsonl"]
         path, way = bed.random.choice(files), ways[number % len(ways)]
         way(path, bed.random)
-        run(bed, list(bed.reference), out)
+        run(bed, ASKED, out)
         bed.tell("results", *_named(bed.outcome(read(out)), f"{way.__name__} {path.relative_to(out)}"))
 
 
@@ -177,7 +181,7 @@ def drivers(bed: Bed, count: int) -> None:
     while injected < count:
         number += 1
         out = bed.folder / f"driver-{number}"
-        own = command(bed, list(bed.reference), out, "--executor", "serial")
+        own = command(bed, ASKED, out, "--executor", "serial")
         for chance in range(6):
             started = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_interruptible)
             how = bed.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
@@ -200,14 +204,15 @@ def drivers(bed: Bed, count: int) -> None:
 def workers(bed: Bed, count: int) -> None:
     """Kill random Ray workers with SIGKILL while a grid runs; cells that lost three are failed by name, and right when asked again."""
     injected, number = 0, 0
+    bed.reference |= bed.learn(SLOW, "slow")
     while injected < count:
         number += 1
-        out = bed.folder / f"worker-{number}"
+        out = bed.copy(f"worker-{number}")  # all that comes before is there
         ended = threading.Event()
         killed: list[int] = []
 
         def hunt(ended=ended, killed=killed) -> None:
-            while not ended.wait(bed.random.uniform(0.4, 2.0)):
+            while not ended.wait(bed.random.uniform(1.0, 4.0)):
                 if at_work := _workers():
                     killed.append(bed.random.choice(at_work))
                     with contextlib.suppress(OSError):
@@ -216,7 +221,7 @@ def workers(bed: Bed, count: int) -> None:
         hunter = threading.Thread(target=hunt)
         hunter.start()
         try:
-            records = run(bed, list(bed.reference), out, "ray", deadline_s=HUNG_S)
+            records = run(bed, SLOW, out, "ray", deadline_s=HUNG_S)
         finally:
             ended.set()
             hunter.join()
@@ -224,18 +229,18 @@ def workers(bed: Bed, count: int) -> None:
         for _ in killed:
             bed.tell("workers", outcome, f"grid {number}: {len(killed)} workers killed; {why or 'all cells right'}")
         injected += len(killed)
-        again, why = bed.outcome(run(bed, list(bed.reference), out))
+        again, why = bed.outcome(run(bed, SLOW, out))
         bed.told(f"     then once more, in one process: {again} {why}")
         bed.counts["workers", WRONG] += again == WRONG
 
 
 def plugins(bed: Bed, count: int) -> None:
     """Let defenses break in every way, beside healthy ones, on Ray: broken ones are failed by name, healthy ones right."""
-    ways = [way for way in saboteur.WAYS if way != "chdir"]
+    ways = [way for way in saboteur.WAYS if way not in ("chdir", "devour")]
     for number in range(-(-count // len(ways))):
         own = [f"saboteur:way={way},number={number}" for way in ways]
         healthy = list(bed.reference)[:3]
-        records = run(bed, [*own, *healthy], bed.folder / f"plugins-{number}", "ray", deadline_s=10.0)
+        records = run(bed, [*own, *healthy], bed.folder / f"plugins-{number}", "ray", deadline_s=DEADLINE_S)
         by_defense = {record.defense: record for record in records}
         ends = [bed.judge(by_defense[defense]) for defense in healthy]
         beside = RIGHT if set(ends) == {(RIGHT, "")} else WRONG
@@ -257,7 +262,7 @@ def disk(bed: Bed, count: int) -> None:
             size = int(need * bed.random.uniform(0.02, 1.1))
             mount.size(2 * need if readonly else size)
             out = mount.place / "out"
-            own = command(bed, list(bed.reference), out, "--executor", "serial")
+            own = command(bed, ASKED, out, "--executor", "serial")
             if readonly:
                 code, records, last = _turned(bed, own, mount, bed.random.uniform(2.0, 8.0))
             else:
@@ -382,7 +387,7 @@ def bed(seed: int, told: Callable[[str], None] = print) -> Iterator[Bed]:
         saboteur.install(folder / "site")
         encoder.make(folder / "model")
         own = Bed(folder, random.Random(seed), told)
-        own.learn([f"saboteur:number={number},pause=0.3" for number in range(8)])
+        own.reference = own.learn(ASKED)
         yield own
 
 

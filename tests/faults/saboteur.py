@@ -159,6 +159,13 @@ def allocate():
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
+def devour():
+    """Take memory without end, until something stops it; 8 GiB at most."""
+    kept = [np.ones(2**24) for _ in range(64)]  # 128 MiB each, written to
+    time.sleep(len(kept))
+    fail()
+
+
 def shout():
     """Print without manners, then fail."""
     for _ in range(1000):
@@ -187,6 +194,7 @@ WAYS = {
     "hang": hang,
     "spin": spin,
     "allocate": allocate,
+    "devour": devour,
     "shout": shout,
     "chdir": chdir,
 }
