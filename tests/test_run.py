@@ -272,7 +272,7 @@ class Length(Detector):
 class LengthDefense(Defense):
     """Longer is more suspicious."""
 
-    name: ClassVar[str] = "length"
+    name: ClassVar[str] = "odd-length"
 
     def fit(self, victim, heldout, lab):
         return Length()
@@ -325,10 +325,10 @@ def test_a_strangers_defense_runs_and_a_broken_one_fails_alone(ran, tmp_path, ti
     out, _, _ = ran
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    own = block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["length", "broken", "nan", *DEFENSES], frr=[0.05])
+    own = block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=["odd-length", "broken", "nan", *DEFENSES], frr=[0.05])
     records, _ = run(own, copy)
     status = {record.defense.partition(":")[0]: (record.status, record.reason) for record in records}
-    assert status["length"] == ("ok", None)
+    assert status["odd-length"] == ("ok", None)
     assert status["broken"] == ("failed", "score folder badnet-rw broken: ZeroDivisionError: on purpose")
     assert status["nan"][0] == "failed"
     assert "not a finite number" in status["nan"][1]
