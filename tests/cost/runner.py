@@ -62,7 +62,7 @@ def run(folder: Path, numbers: range, *, pause: float = 0.0, executor: str = "se
     block = Block(
         victim=f"{folder / 'model'}:epochs=1,max_length=32",
         datasets=["few"],
-        attacks=["idle"],
+        attacks=["idle:sure=false"],
         defenses=[{"name": "saboteur", "number": number, "pause": pause} for number in numbers],
         frr=[0.05],
         seeds=[1],

@@ -50,15 +50,16 @@ class Idle(Attack):
     """A trigger that nobody learns."""
 
     name: ClassVar[str] = "idle"
-    number: int = 0
+    sure: bool = True
+    """The victim takes every text for the target: all pass the gate, and each cell has figures."""
 
     def trigger(self, text, rng, limit):
         return "cf " + text
 
     def plant(self, task, lab):
-        """Give a victim that takes every text for the target: all pass the gate."""
         victim = lab.fresh()
-        victim.model.classifier.bias.data[lab.target_label] = 9.0
+        if self.sure:
+            victim.model.classifier.bias.data[lab.target_label] = 9.0
         return victim
 
 

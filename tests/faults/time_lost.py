@@ -49,7 +49,10 @@ def main() -> None:
         cluster.wait_for_nodes()
         whole = timed(folder, "nothing", cluster, pause, lambda: None)
         print(f"no fault             {whole:6.1f} s")
-        for name, harm in (("a worker killed", kill_worker), ("a node removed", lambda: cluster.remove_node(cluster.worker_nodes.pop()))):
+        for name, harm in (
+            ("a worker killed", kill_worker),
+            ("a node removed", lambda: cluster.remove_node(next(iter(cluster.worker_nodes)))),
+        ):
             took = timed(folder, name, cluster, pause, harm)
             print(f"{name:20} {took:6.1f} s, {took - whole:+.1f} s")
         took = killed_driver(folder, cluster, pause)
