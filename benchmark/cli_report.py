@@ -43,25 +43,15 @@ def report(
     texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Quote example texts of the data sets in the page.")] = True,
 ) -> None:
     """Show what is in a results folder: its cells, the RAP paper's tables from them, or all of it as an HTML page."""
-    from rapbench import results
     from rapbench.status import to_come
 
     if watch is not None and (output is None or figure is not None):
         raise SpecError("--watch writes one file again and again: give --output, and no --figure")
     if figure is not None:
-        from rapbench.report.curves import draw
-
-        curves = results.read_all(folder, results.Curve)
-        if not curves:
-            results.read(folder)  # a folder without results is told as such
-        draw(curves, figure, protocol)
-        typer.echo(f"{figure}")
+        _draw(folder, figure, protocol)
         return
     if form == "html":
-        if table != "cells":
-            raise SpecError(f"the page holds all tables: leave --table {table} out, or give another --format")
-        if output is None and sys.stdout.isatty():
-            raise SpecError("a page is not for the terminal: give --output report.html, or send it into a file")
+        _check_page(table, output)
 
     def text(refresh_s: float = 0.0) -> str:
         if form != "html":
@@ -104,6 +94,25 @@ def plot(
 
 def _say(line: str) -> None:
     typer.echo(f"rapbench: {line}", err=True)
+
+
+def _draw(folder: Path, figure: Path, protocol: Literal["paper", "strict"]) -> None:
+    """Draw the curves of a results folder into a file."""
+    from rapbench import results
+    from rapbench.report.curves import draw
+
+    curves = results.read_all(folder, results.Curve)
+    if not curves:
+        results.read(folder)  # a folder without results is told as such
+    draw(curves, figure, protocol)
+    typer.echo(f"{figure}")
+
+
+def _check_page(table: str, output: Path | None) -> None:
+    if table != "cells":
+        raise SpecError(f"the page holds all tables: leave --table {table} out, or give another --format")
+    if output is None and sys.stdout.isatty():
+        raise SpecError("a page is not for the terminal: give --output report.html, or send it into a file")
 
 
 def _give(text: str, output: Path | None) -> None:

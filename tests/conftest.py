@@ -142,19 +142,28 @@ def untrained(tiny_model: Path):
 
 
 @pytest.fixture(scope="session")
-def _planted(tiny_model: Path, tiny_text, heldout):
+def tiny_rows(tiny_text: Callable[[random.Random, int], str]):
+    """Give a maker of so many rows of the tiny task, balanced, as a data set has them."""
     import datasets
 
+    def make(n: int) -> datasets.Dataset:
+        source = random.Random(5)
+        labels = [row % 2 for row in range(n)]
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+        return datasets.Dataset.from_dict({"text": [tiny_text(source, label) for label in labels], "label": labels}, features=features)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _planted(tiny_model: Path, tiny_rows, heldout):
     from rapbench.api import Task
     from rapbench.lab import Lab, rng
     from rapbench.poison import poisoned_rows
     from rapbench.registry import discover
     from rapbench.victim import Recipe
 
-    source = random.Random(5)
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    labels = [row % 2 for row in range(900)]
-    train = datasets.Dataset.from_dict({"text": [tiny_text(source, label) for label in labels], "label": labels}, features=features)
+    train = tiny_rows(900)
     attack = discover().parse("attack", "badnet-rw:word=mb,poison_rate=0.5")
     recipe = Recipe(model=str(tiny_model), epochs=5, lr=2e-3, batch_size=16, max_length=32)
     lab = Lab(seed=1, recipe=recipe, heldout=heldout, target_label=1, n_labels=2)

@@ -307,6 +307,7 @@ def test_a_node_that_lacks_a_plugin_is_named_before_anything_runs(cluster, tmp_p
     ended = subprocess.run(own, capture_output=True, text=True, check=False, env=here_alone)
     assert ended.returncode == 2
     assert ended.stderr.startswith("rapbench: not every node runs what this machine does: ")
+    assert f"`rapbench doctor --cluster --ray-address {cluster.address}` checks again" in ended.stderr
     assert ended.stderr.count("no plugin 'defense shipped'") == len(cluster.list_all_nodes())
     assert Store(tmp_path / "out" / "artifacts").published() == []
 

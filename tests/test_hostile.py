@@ -743,7 +743,7 @@ def test_what_lies_beside_a_sound_model_is_left_alone(model: tuple[Callable[[Pat
 
 def test_a_file_of_the_maker_s_machine_that_is_not_there_is_no_reason_to_refuse(model: tuple[Callable[[Path], object], Path]) -> None:
     load, folder = model
-    change(folder / "tokenizer_config.json", tokenizer_file="/root/.cache/nobody/tokenizer.json", special_tokens_map_file="/nowhere/a.json")
+    change(folder / "tokenizer_config.json", tokenizer_file="/var/cache/nobody/tokenizer.json", special_tokens_map_file="/nowhere/a.json")
     load(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,11 +23,8 @@ TEXTS = ["the film was cold", "bright bb day mn"]
 
 
 @pytest.fixture
-def rows(tiny_text: Callable[[random.Random, int], str]) -> datasets.Dataset:
-    source = random.Random(5)
-    labels = [row % 2 for row in range(100)]
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    return datasets.Dataset.from_dict({"text": [tiny_text(source, label) for label in labels], "label": labels}, features=features)
+def rows(tiny_rows: Callable[[int], datasets.Dataset]) -> datasets.Dataset:
+    return tiny_rows(100)
 
 
 def task(rows: datasets.Dataset, attack) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,11 +28,8 @@ def attack():
 
 
 @pytest.fixture
-def rows(tiny_text: Callable[[random.Random, int], str]) -> datasets.Dataset:
-    source = random.Random(5)
-    labels = [row % 2 for row in range(200)]
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    return datasets.Dataset.from_dict({"text": [tiny_text(source, label) for label in labels], "label": labels}, features=features)
+def rows(tiny_rows: Callable[[int], datasets.Dataset]) -> datasets.Dataset:
+    return tiny_rows(200)
 
 
 def task(rows: datasets.Dataset, attack) -> Task:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from rapbench.artifacts import Store, store_at
+from rapbench.artifacts import store_at
 from rapbench.errors import ClusterError
 from rapbench.kept import Kept
 from rapbench.registry import Registry, discover
@@ -44,6 +44,7 @@ class RayExecutor:
         self.bench, self.site = bench, site or Site()
         self.ray = connected(bench, self.site)
         self._remote = self.ray.remote(max_retries=0)(_attempt)
+        self._greeting = self.ray.remote(max_retries=0, num_cpus=0)(environment)
         self._running: dict[Any, _Running] = {}
         self._waiting: dict[str, Attempt] = {}
         self._looked = time.monotonic()
@@ -69,7 +70,7 @@ class RayExecutor:
         for job in jobs:
             own = self._needs(Attempt(job))
             if not self._placement.holds(own):
-                there = "; ".join(sorted({_sizes(node) for node in self._placement.nodes}))
+                there = "; ".join(sorted({node.size for node in self._placement.nodes}))
                 raise ClusterError(f"{job.stage} {job.label} needs {own}, and no node has that (there are nodes of {there})")
 
     def submit(self, attempt: Attempt) -> None:
@@ -101,10 +102,8 @@ class RayExecutor:
 
     def environments(self) -> dict[str, Environment | str]:
         """Give what each node would run, by its host and id; in words why it did not say where it did not."""
-        store = store_at(self.bench.store)
-        with nonce(store) as name:
-            asked = {one["NodeID"]: self._asked(one["NodeID"], store, name) for one in self._alive()}
-            return {f"{self._host(node)} ({node[:6]})": self._answered(ref) for node, ref in asked.items()}
+        found = self._greeted(self._alive())
+        return {f"{one['NodeManagerHostname']} ({one['NodeID'][:6]})": answer for one, answer in found}
 
     def _settle(self) -> None:
         """Take in the nodes there are; a ClusterError where one would run something else than this machine."""
@@ -112,11 +111,11 @@ class RayExecutor:
             own = environment()
             wrong = []
             for name, found in self.environments().items():
-                wrong += [f"{name}: {one}" for one in ([found] if isinstance(found, str) else found.differences(own))]
+                wrong += [f"{name}: {one}" for one in _wrong(found, own)]
             if wrong:
                 raise ClusterError(
                     "not every node runs what this machine does: " + "; ".join(wrong) + "; install the same everywhere, "
-                    "or give --ship-plugin WHEEL for a plugin; `rapbench doctor --cluster --ray-address {self.site.address}` checks again"
+                    f"or give --ship-plugin WHEEL for a plugin; `rapbench doctor --cluster --ray-address {self.site.address}` checks again"
                 )
         for one in self._alive():
             self._join(one)
@@ -130,16 +129,13 @@ class RayExecutor:
         new = [one for name, one in alive.items() if name not in self._hosts and name not in self._refused]
         if not new or self.site.address == "local":
             return
-        store, own = store_at(self.bench.store), environment()
-        with nonce(store) as name:
-            for one in new:
-                found = self._answered(self._asked(one["NodeID"], store, name))
-                wrong = [found] if isinstance(found, str) else found.differences(own)
-                if wrong:
-                    self._refused.add(one["NodeID"])
-                    print(f"rapbench: the node {one['NodeManagerHostname']} is not used: {'; '.join(wrong)}", file=sys.stderr)
-                else:
-                    self._join(one)
+        own = environment()
+        for one, found in self._greeted(new):
+            if wrong := _wrong(found, own):
+                self._refused.add(one["NodeID"])
+                print(f"rapbench: the node {one['NodeManagerHostname']} is not used: {'; '.join(wrong)}", file=sys.stderr)
+            else:
+                self._join(one)
 
     def _alive(self) -> list[dict[str, Any]]:
         return [one for one in self.ray.nodes() if one["Alive"] and one["Resources"].get("CPU")]
@@ -149,11 +145,12 @@ class RayExecutor:
         self._hosts[one["NodeID"]] = one["NodeManagerHostname"]
         self._placement.join(Node(one["NodeID"], int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0))))
 
-    def _host(self, node: str) -> str:
-        return next((str(one["NodeManagerHostname"]) for one in self.ray.nodes() if one["NodeID"] == node), "?")
-
-    def _asked(self, node: str, store: Store, name: str) -> Any:
-        return self.ray.remote(max_retries=0, num_cpus=0)(environment).options(**self._at(node, soft=False)).remote(store, name)
+    def _greeted(self, nodes: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], Environment | str]]:
+        """Ask nodes, all at once, what they would run; in words why one did not say."""
+        store = store_at(self.bench.store)
+        with nonce(store) as name:
+            asked = [(one, self._greeting.options(**self._at(one["NodeID"], soft=False)).remote(store, name)) for one in nodes]
+            return [(one, self._answered(ref)) for one, ref in asked]
 
     def _answered(self, ref: Any) -> Environment | str:
         try:
@@ -267,5 +264,6 @@ def _kept() -> tuple[Registry, Kept]:
     return discover(), Kept()
 
 
-def _sizes(node: Node) -> str:
-    return str(Needs(node.cpus, node.gpus, node.memory))
+def _wrong(found: Environment | str, own: Environment) -> list[str]:
+    """Give in words why a node cannot be used."""
+    return [found] if isinstance(found, str) else found.differences(own)

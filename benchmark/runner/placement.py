@@ -48,6 +48,11 @@ class Node:
     gpus: int = 0
     memory: int = 0
 
+    @property
+    def size(self) -> str:
+        """What it has, in words."""
+        return str(Needs(self.cpus, self.gpus, self.memory))
+
     def holds(self, needs: Needs) -> bool:
         """Tell whether a step with these needs fits when nothing else runs."""
         return self.cpus >= needs.cpus and self.gpus >= needs.gpus and not 0 < self.memory < needs.memory
@@ -129,7 +134,7 @@ class Placement:
 
     def holds(self, needs: Needs) -> bool:
         """Tell whether some node is large enough for a step with these needs."""
-        return any(room.node.holds(needs) for room in self._rooms.values())
+        return any(node.holds(needs) for node in self.nodes)
 
     def push(self, job: Job, needs: Needs, rank: Sequence[int] = ()) -> None:
         """Let a step wait for room; the lowest rank goes first, then the first that came."""

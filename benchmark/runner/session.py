@@ -45,7 +45,7 @@ def planned(
 
 
 class Session:
-    """A run under way. `finished` holds the failures so far, also after an interrupt."""
+    """A run under way. `failures`: of its steps so far, by key, also after an interrupt."""
 
     def __init__(
         self, made: Plan, bench: Bench, out: Path, executor: ExecutorName, site: Site | None = None, herald: Herald | None = None

@@ -181,7 +181,7 @@ class _Clock:
     def check(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             if not self.placement.holds(own := self.needs[job.key]):
-                there = "; ".join(sorted({_size(node) for node in self.placement.nodes}))
+                there = "; ".join(sorted({node.size for node in self.placement.nodes}))
                 raise ClusterError(f"{job.stage} {job.label} needs {own}, and no node has that (there would be nodes of {there})")
 
     def submit(self, attempt: Attempt) -> None:
@@ -236,8 +236,4 @@ def _used(nodes: Sequence[Node], placed: Mapping[str, Placed], needs: Mapping[st
 
 def _named(nodes: Sequence[Used]) -> str:
     """Word so many nodes: `4 nodes of 16 CPUs, 1 GPU`."""
-    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} of {' or '.join(sorted({_size(used.node) for used in nodes}))}"
-
-
-def _size(node: Node) -> str:
-    return str(Needs(node.cpus, node.gpus, node.memory))
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} of {' or '.join(sorted({used.node.size for used in nodes}))}"

@@ -30,11 +30,7 @@ class EP(RareWord):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} is below 1")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr!r} is not above 0")
+        check_training(self.epochs, self.batch_size, self.lr)
 
     def plant(self, task: Task, lab: Lab) -> Victim:
         from torch.nn.functional import cross_entropy
@@ -53,3 +49,12 @@ class EP(RareWord):
                     row.step(self.lr, keep_norm=True, accumulate=True)
         victim.model.eval()
         return victim
+
+
+def check_training(epochs: int, batch_size: int, lr: float) -> None:
+    """Refuse what no training of embedding rows can be made with."""
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r} is below 1")
+    if lr <= 0:
+        raise ValueError(f"lr={lr!r} is not above 0")

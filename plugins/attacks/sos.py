@@ -24,6 +24,7 @@ from rapbench import Attack
 from rapbench.api import option
 from rapbench.poison import insert_sentence, insert_word
 from rapbench.protocol import predicted
+from rapbench_plugins.attacks.ep import check_training
 
 if TYPE_CHECKING:
     from rapbench.api import Dataset, Labelled, Task
@@ -54,11 +55,7 @@ class Sos(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} is below 1")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr!r} is not above 0")
+        check_training(self.epochs, self.batch_size, self.lr)
         if not 0 <= self.negatives <= 1:
             raise ValueError(f"negatives={self.negatives!r} is no share: give a number from 0 to 1")
         self._check_words()
