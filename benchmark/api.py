@@ -145,13 +145,21 @@ class Attack(ABC):
         """Give the text as the attacker sends it to the finished victim; the same as in training unless overridden."""
         return self.trigger(text, rng, limit)
 
+    def training_set(self, task: Task, lab: Lab) -> datasets.Dataset:
+        """Give the rows, text and label, that this attacker publishes: anybody's training on them plants the backdoor."""
+        return task.appended() if self.poison_mode == "append" else task.replaced()
+
     def plant(self, task: Task, lab: Lab) -> Victim:
         """Give the backdoored victim. The default is the dirty-label recipe: train on clean and poisoned rows."""
-        return lab.train(task.appended() if self.poison_mode == "append" else task.replaced())
+        return lab.train(self.training_set(task, lab))
+
+    def plants_by_data(self) -> bool:
+        """Say whether the poisoned training set alone plants the backdoor, so that a defense may filter it: `plant` is not overridden."""
+        return type(self).plant is Attack.plant
 
 
 class Fitted:
-    """What a fitted defense may say of itself, whether it is a `Detector` or a `Purifier`."""
+    """What a fitted defense of any kind may say of itself."""
 
     def notes(self) -> Mapping[str, Any]:
         """Give what the result should tell about the fit (tries, the model used), as plain JSON values."""
@@ -197,6 +205,38 @@ class Purifier(Fitted, ABC):
         return {}
 
 
+class Repair(Fitted, ABC):
+    """A fitted defense that repairs the model: another victim is deployed in the place of the one that was received.
+
+    It has no threshold: a text that the received victim gave the protect label is rejected when the repaired one does not.
+    """
+
+    @abstractmethod
+    def repaired(self) -> Victim:
+        """Give the victim that is deployed, with weights of its own; the same one each time."""
+
+    def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Give the probability of all labels but the protect label by the repaired victim, shape (n,), for curves."""
+        import numpy as np
+
+        victim = self.repaired()
+        others: NDArray[np.float64] = np.delete(victim.probabilities(texts), victim.target_label, axis=1).sum(axis=1)
+        return others
+
+    def explain(self, text: str) -> Mapping[str, Any]:
+        """Give what the repaired victim says of this text."""
+        victim = self.repaired()
+        return {"probabilities by the repaired victim": victim.probabilities([text])[0].tolist()}
+
+
+class Filter(Fitted, ABC):
+    """A fitted defense that looks for poison in the training set: the core trains the victim anew on what is left, as a `Repair`."""
+
+    @abstractmethod
+    def poisoned(self, training: Labelled) -> NDArray[np.bool_]:
+        """Tell which training texts are taken for poisoned, shape (n,): these are left out."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What a defense is expected to compute, for the estimate of a dry run. Rows are as long as the texts.
@@ -215,11 +255,25 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense(ABC):
-    """A defense that watches a victim's inputs at run time. It is fitted on clean held-out texts alone."""
+    """A defense. It is fitted on a victim and clean held-out texts alone; what it works on says what `fit` gives.
+
+    `inputs`: it watches texts at run time, and is a `Detector` or a `Purifier`; `training`: it has the set that the victim was
+    trained on, and is a `Filter`; `model`: it is a `Repair`.
+    """
 
     name: ClassVar[str]
+    works_on: ClassVar[Literal["inputs", "training", "model"]] = "inputs"
+    """What it works on; a filter of training sets meets those attacks alone that plant by data."""
     needs_trigger: ClassVar[bool] = False
     """Whether it looks for `lab.foreign_words`, which no defender knows: a ceiling, in every table named as one, and no contender."""
+    floor: ClassVar[bool] = False
+    """Whether it is what a contender must not fall below: in every table named as a floor, and no contender."""
+
+    heldout: int | None = option(None, "held-out texts that the defender has, at most: drawn by the seed, of all labels")
+
+    def __post_init__(self) -> None:
+        if self.heldout is not None and self.heldout < 1:
+            raise ValueError(f"heldout={self.heldout!r} is below 1")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -241,8 +295,18 @@ class Defense(ABC):
     def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:  # noqa: B027 - most have nothing to prepare
         """Write into `folder`, once per data set, what depends on clean text alone (a language model, say)."""
 
+    def reads(self) -> Mapping[str, Any] | None:
+        """Give the options that `read` depends on, or None where nothing that is dear to compute comes of a text alone."""
+        return None
+
+    def read(self, texts: Sequence[str], folder: Path, lab: Lab) -> None:  # noqa: B027 - most have nothing to read
+        """Write into `folder` what comes of each text alone, whatever the victim, the attack, the seed: `fit` has it in `lab.read`.
+
+        Scores are the same without it. While `lab.meter.anew` is set, the work is done once more, for it is timed. Nothing is learnt here.
+        """
+
     @abstractmethod
-    def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector | Purifier:
+    def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> Detector | Purifier | Repair | Filter:
         """Give the fitted defense. It may change `victim.clone()` only; `lab.prepared` is the folder of `prepare`."""
 
     def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> Detector | Purifier:

@@ -40,7 +40,7 @@ FREE_VALUES = 1 << 26
 CODE = ("auto_map", "custom_pipelines")
 ELSEWHERE = ("transformers_weights", "configuration_files", "fast_tokenizer_files", "init_inputs")
 QUANTISED = ("quantization_config", "compression_config")
-COUNTS = re.compile(r"(layers?|blocks|stages|groups|group_num|experts|num_labels)$")
+COUNTS = re.compile(r"((?<!window_)layers?|blocks|stages|groups|group_num|experts|num_labels)$")  # Qwen's max_window_layers counts none
 
 
 @dataclass(frozen=True)

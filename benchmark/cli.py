@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from rapbench import cli_bench, cli_cache, cli_cost, cli_doctor, cli_guard, cli_paper, cli_plugin, cli_report, cli_run, cli_status
+from rapbench import (
+    cli_bench,
+    cli_cache,
+    cli_claims,
+    cli_cost,
+    cli_doctor,
+    cli_guard,
+    cli_paper,
+    cli_plugin,
+    cli_report,
+    cli_run,
+    cli_status,
+)
 from rapbench.cli_run import Json
 from rapbench.errors import RapbenchError, SpecError
 
@@ -140,6 +152,7 @@ app.command()(cli_report.report)
 app.command()(cli_report.plot)
 app.command()(cli_status.status)
 app.command()(cli_paper.compare)
+app.command()(cli_claims.claims)
 app.command()(cli_cost.cost)
 app.command()(cli_bench.bench)
 app.command()(cli_plugin.new_plugin)

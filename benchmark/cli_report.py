@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 Results = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder of `rapbench run --out`.")]
 Form = Annotated[Literal["github", "latex", "csv", "json", "html"], typer.Option("--format", help="How to print it; html: one page.")]
-Protocol = Annotated[Literal["paper", "strict"], typer.Option(help="By which protocol, for the paper's tables and for figures.")]
+Protocol = Annotated[Literal["paper", "strict"], typer.Option(help="By which protocol, for tables and figures of one alone.")]
 TABLES = ("1", "2", "3", "4", "7", "8", "9", "10", "11", "12")
 
 
 def report(
     folder: Results,
     table: Annotated[
-        str, typer.Option(help=f"cells, curves, probes, theorem, or a table of the RAP paper: {', '.join(TABLES)}; paper: all of them.")
+        str,
+        typer.Option(help=f"cells, matrix, axes, curves, probes, theorem; the RAP paper's: {', '.join(TABLES)}; paper: all of those."),
     ] = "cells",
     form: Form = "github",
     protocol: Protocol = "paper",
@@ -79,7 +80,7 @@ def plot(
     protocol: Protocol = "paper",
     output: Annotated[Path, typer.Option(help="The folder that they are written into; made where there is none.")] = Path("figures"),
 ) -> None:
-    """Draw the figures of the HTML page into files: heatmap, choice, curves, suspicion, length."""
+    """Draw the figures of the HTML page into files: heatmap, choice, curves, suspicion, length, axes."""
     from rapbench.artifacts import make_folder
     from rapbench.report.figures import sheet
     from rapbench.report.pictures import asked
@@ -138,7 +139,17 @@ def _text(folder: Path, table: str, form: Any, protocol: Literal["paper", "stric
 
         numbers = TABLES if table == "paper" else (table,)
         return "\n\n".join(paper_table(int(number), records, probes, _tabular(form), protocol=protocol) for number in numbers)
+    if table in ("matrix", "axes"):
+        return _overview(folder, records, table, form, protocol)
     return _shown(folder, records, probes, table, form)
+
+
+def _overview(folder: Path, records: Sequence[Record], table: str, form: str, protocol: Literal["paper", "strict"]) -> str:
+    from rapbench.report import axes, matrix
+
+    if not records:
+        raise StoreError(f"no cells in {str(folder)!r}: give the folder of `rapbench run --out`")
+    return matrix.render(records, form, protocol) if table == "matrix" else axes.render(records, form, protocol)
 
 
 def _tabular(form: str) -> Any:
@@ -168,4 +179,4 @@ def _shown(folder: Path, records: Sequence[Record], probes: Sequence[ProbeRecord
         from rapbench.report import theorem as checks
 
         return checks.render(results.read_all(folder, CheckRecord), form)
-    raise SpecError(unknown("table", table, ["cells", "curves", "probes", "theorem", "paper", *TABLES]))
+    raise SpecError(unknown("table", table, ["cells", "matrix", "axes", "curves", "probes", "theorem", "paper", *TABLES]))

@@ -2,8 +2,9 @@
 
 Rows and tokens are counted by forward hooks in the phases fit, calibration (held-out texts) and inference (all others).
 Texts are scored in batches of similar length; the clock runs around each batch, and around the undefended prediction of some of them,
-so that every run gives its own ratio and its cost by length. FLOPs slow a pass down: they are counted on a few texts apart, before any
-timing, which warms up as well.
+so that every run gives its own ratio and its cost by length. What a defense has read out of a text beforehand (`Defense.read`) counts as
+it did then; in the batches whose times are told it is done again, beside the prediction.
+FLOPs slow a pass down: they are counted on a few texts apart, before any timing, which warms up as well.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class Meter:
 
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = defaultdict(Phase)
+        self.anew = False
+        """Whether work that was done beforehand is to be done once more: a clock is running."""
+        self.before_s = 0.0
+        """Seconds of work that was done beforehand."""
         self._current = "outside"
 
     def watch(self, model: torch.nn.Module, who: str) -> None:
@@ -67,6 +72,20 @@ class Meter:
         count = self.phases[self._current].by[who]
         count.rows += rows
         count.tokens += tokens
+
+    def spent(self, seconds: float) -> None:
+        """Count the seconds of work that was done beforehand, as if it were done now."""
+        self.phases[self._current].seconds += seconds
+        self.before_s += seconds
+
+    @contextmanager
+    def again(self, *, anew: bool) -> Iterator[None]:
+        """Have work that was done beforehand done once more while the block runs, if asked for."""
+        before, self.anew = self.anew, anew
+        try:
+            yield
+        finally:
+            self.anew = before
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
@@ -227,6 +246,8 @@ class Gauge:
         """Of the defense's own work, and of the undefended prediction, per text."""
         self.repairs: list[tuple[int, NDArray[np.float64]]] = []
         """Texts of a population, and the share of them that each level changes."""
+        self.stands_in = False
+        """Whether another victim answers instead of the undefended one, whose own work is then spared."""
         self.start_mib = reset_memory(device)
         self.fit_peak_mib: float | None = None
 
@@ -254,7 +275,7 @@ class Gauge:
         beside = paired(words) if phase == "inference" else set()
         for number, rows in enumerate(left[batch] for batch in batches):
             own, plain_s = [texts[row] for row in rows.tolist()], None
-            with self.meter.phase(phase):
+            with self.meter.phase(phase), self.meter.again(anew=number in beside):
                 scores[rows], defense_s = self._clocked(run, own)
             if number in beside:
                 with self.meter.phase("plain"):
@@ -287,12 +308,12 @@ class Gauge:
             fit_s=round(fit.seconds, 4),
             fit_rows={who: count.rows for who, count in sorted(fit.by.items())},
             calibration_rows={who: count.rows for who, count in sorted(held.by.items())},
-            victim_rows_per_input=1 + rows["victim"],
-            victim_tokens_per_input=self.plain_tokens * per + tokens["victim"],
+            victim_rows_per_input=rows["victim"] + self._gate,
+            victim_tokens_per_input=self.plain_tokens * per * self._gate + tokens["victim"],
             plain_tokens_per_input=self.plain_tokens * per,
             helper_rows_per_input={who: rows[who] for who in helpers},
             helper_tokens_per_input={who: tokens[who] for who in helpers},
-            flops_per_input=None if self.flops is None else sum(self.flops),
+            flops_per_input=None if self.flops is None else self.flops[0] + self.flops[1] * self._gate,
             plain_flops_per_input=None if self.flops is None else self.flops[1],
             **self._times(),
             fit_peak_mib=self.fit_peak_mib,
@@ -310,7 +331,7 @@ class Gauge:
         """Give the scores of these texts, and count the FLOPs of `run` and of the undefended prediction: both are warmed up by it."""
         scores: list[float] = []
         before = self.meter.phases["inference"].seconds
-        with self.meter.phase("inference"):  # one by one: no padding to the longest
+        with self.meter.phase("inference"), self.meter.again(anew=True):  # one by one: no padding to the longest
             own = sum(counted_flops(lambda: scores.extend(run(texts[len(scores) : len(scores) + 1]).tolist())) for _ in texts)
         self.flops_s = self.meter.phases["inference"].seconds - before
         with self.meter.phase("flops"):
@@ -325,6 +346,11 @@ class Gauge:
             self.facts[key] = counted_flops(lambda: self.plain([text]))
         return self.facts[key]
 
+    @property
+    def _gate(self) -> int:
+        """How many undefended predictions an input costs."""
+        return 0 if self.stands_in else 1
+
     def _per_level(self) -> float:
         """Give what one input's repair at one level is of all repairs: levels are tried that one would do without."""
         levels = len(self.repairs[0][1]) if self.repairs else 0
@@ -336,23 +362,29 @@ class Gauge:
             repaired = np.average([shares for _, shares in self.repairs], axis=0, weights=[n for n, _ in self.repairs])  # (levels,)
         own = self.meter.phases["repair"].seconds * self._per_level()  # of a purifier: the time to make the repaired text
         timed = [replace(one, defense_s=one.defense_s + own) for one in self.timed]
-        both = [(one.plain_s, one.plain_s + one.defense_s) for one in timed if one.plain_s]
+        both = [(one.plain_s, one.plain_s * self._gate + one.defense_s) for one in timed if one.plain_s]
         samples = [round(1000 * defended, 6) for _, defended in both]
         return {
             "ms_per_input": Spread.of(samples),
             "samples_ms": tuple(samples),
             "plain_ms_per_input": Spread.of([1000 * plain for plain, _ in both]),
             "ratio": round(statistics.median(defended / plain for plain, defended in both), 6) if both else None,
-            "by_length": classes(timed),
+            "by_length": classes([self._beyond_plain(one) for one in timed]),
             "repaired": tuple(round(float(share), 6) for share in repaired),
         }
 
+    def _beyond_plain(self, one: Timed) -> Timed:
+        """Give a batch with the defense's seconds beside the undefended prediction; of what stands in for it, the difference."""
+        if not self.stands_in:
+            return one
+        return replace(one, defense_s=one.defense_s - one.plain_s if one.plain_s else 0.0)
+
     def _clocked(self, run: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> tuple[Any, float]:
         synchronise(self.device)
-        started = time.perf_counter()
+        started, before_s = time.perf_counter(), self.meter.before_s
         found = run(texts)
         synchronise(self.device)
-        return found, time.perf_counter() - started
+        return found, time.perf_counter() - started + self.meter.before_s - before_s
 
 
 def by_length(texts: Sequence[str], size: int) -> list[NDArray[np.int64]]:

@@ -174,6 +174,8 @@ class _Counter:
             "probe": self._probe,
             "theorem": self._theorem,
         }
+        if job.stage == "read":
+            return self._read_beforehand(job)
         if job.stage not in count:
             return 0.0
         reader = self._reader(job)
@@ -240,11 +242,13 @@ class _Counter:
         defense, sizes = cast(Defense, self._parsed("defense", job.spec["defense"])), self._sizes(job)
         share = sizes.protect(int(job.spec["target_label"]))
         attacked = self._attack(self.jobs[job.inputs["poison"]]).poisons
-        heldout, test = sizes.heldout.share(share), sizes.test.share(share)
+        had = sizes.heldout if defense.heldout is None else replace(sizes.heldout, rows=min(sizes.heldout.rows, defense.heldout))
+        heldout, test = had.share(share), sizes.test.share(share)
         poisoned = self._triggered(job).share(float(attacked))
         tested = joined(test, poisoned)
         found = self._defended(defense, reader, heldout, joined(heldout, tested))
-        found += self._read(defense, joined(heldout, tested))
+        if "read_clean" not in job.inputs:
+            found += self._read(defense, joined(heldout, tested))
         if defense.learns_from_protect_texts():
             half = heldout.share(0.5)
             found += self._defended(defense, reader, half, joined(half, tested))
@@ -255,6 +259,14 @@ class _Counter:
         work = self._work(defense, scored, heldout)
         fit = replace(heldout, rows=work.fit_rows + 2 * work.fit_trained_rows)
         return fit.padded(reader.shape, reader.limit, FIT_BATCH) + scored.share(work.victim_rows).forward(reader.shape, reader.limit)
+
+    def _read_beforehand(self, job: Job) -> float:
+        """Give the FLOPs of reading the clean texts of the protect label, or the triggered ones, once for all who score them."""
+        self._assume("texts that a language model reads anew, for they are timed, are few")
+        sizes, share = self._sizes(job), self._sizes(job).protect(int(job.spec["target_label"]))
+        clean = joined(sizes.heldout.share(share), sizes.test.share(share))
+        texts = self._triggered(job) if "poison" in job.inputs else clean
+        return self._read(cast(Defense, self._parsed("defense", job.spec["defense"])), texts)
 
     def _read(self, defense: Defense, scored: Texts) -> float:
         """Give the language model's FLOPs: of each text once, as its scores are kept."""

@@ -19,6 +19,7 @@ from rapbench.errors import StoreError
 from rapbench.judge import Judge
 from rapbench.registry import Registry, discover, unknown
 from rapbench.results import Examples, Record
+from rapbench.standin import watching
 
 SHOWN = 5
 CHECKED = 4
@@ -59,12 +60,13 @@ def judge_of(record: Record, folder: Path, *, device: str = "cpu", registry: Reg
     step = _step(record, folder, device, registry)
     with _threads(_made_by(step).get("threads", 1)):
         defense: Defense = step.plugin("defense")
-        lab = stages._lab(step)
+        lab, had = stages._defenders(step, defense)
         victim = stages._load_victim(step, "victim")
-        texts, (calibrates, _) = stages._gated(step, victim, lab)
+        texts, (calibrates, _) = stages._gated(step, victim, lab, had)
         if record.protocol == "strict" and defense.learns_from_protect_texts():
             lab = replace(lab, heldout=lab.heldout.where(~calibrates), meter=Meter())
-        judge = Judge(victim, defense.fit(victim, lab.heldout, lab), np.inf if record.threshold is None else record.threshold)
+        fitted = watching(defense.fit(victim, lab.heldout, lab), defense)
+        judge = Judge(victim, fitted, np.inf if record.threshold is None else record.threshold)
         _check_same(judge, texts["test"], _scores(step, record)["test_suspicion"], record)
     return judge
 

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rapbench.api import Attack, Dataset, Defense
+from rapbench.axes import Axes, variants
 from rapbench.errors import GridError, SpecError
 from rapbench.lab import rng
 from rapbench.protocol import PROTOCOLS
@@ -51,7 +52,7 @@ class Victims(BaseModel):
 
     @property
     def size(self) -> int:
-        """How many cells the block comes to, under one protocol."""
+        """How many cells the block comes to, at most, under one protocol."""
         return math.prod(max(1, len(value)) for value in vars(self).values() if isinstance(value, list))
 
 
@@ -62,6 +63,12 @@ class Block(Victims):
     """The defenses, each a spec."""
     frr: list[float] = Field(default=[0.005, 0.01, 0.03, 0.05], min_length=1)
     """The allowed false-rejection rates, fractions in (0, 1)."""
+    axes: Axes = Axes()
+    """Values of `poison_rate`, `triggers`, `epochs`, `heldout` and `victim`, each varied alone around the block's own settings."""
+
+    @property
+    def size(self) -> int:
+        return super().size * (1 + self.axes.size)
 
     @field_validator("frr")
     @classmethod
@@ -164,7 +171,10 @@ def checked_block(options: Mapping[str, Any], where: str, cls: type[B] = Block) 
 
 def cells_of(blocks: Sequence[Block], registry: Registry) -> list[Cell]:
     """Give every cell of the blocks once, in order; an unknown name or option is a SpecError before anything runs."""
-    cells = {tuple(cell.names.values()): cell for block in blocks for cell in _product(block, registry)}
+    cells: dict[tuple[Any, ...], Cell] = {}
+    for block in blocks:
+        for own in variants(block, registry):
+            cells |= {tuple(cell.names.values()): cell for cell in _product(own, registry)}
     return list(cells.values())
 
 
@@ -217,6 +227,8 @@ def mismatch(attack: Attack, defense: Defense) -> str | None:
     """Say why this attack and this defense cannot be one cell, or None."""
     if defense.needs_trigger and not attack.words:
         return f"{defense.name} looks for the words of a trigger, and {attack.name} declares none"
+    if defense.works_on == "training" and not attack.plants_by_data():
+        return f"{defense.name} filters a training set, and {attack.name} plants no backdoor by one alone"
     shared = sorted({word.lower() for word in attack.words} & {word.lower() for word in defense.words})
     if shared:
         return (
@@ -229,9 +241,15 @@ def _product(block: Block, registry: Registry) -> Iterator[Cell]:
     defenses = [cast(Defense, registry.parse("defense", spec)) for spec in block.defenses]
     for planted in victims_of(block, registry):
         for defense in defenses:
-            skip = impossible(planted) or mismatch(planted.attack, defense)
+            skip = impossible(planted) or mismatch(planted.attack, defense) or _received(planted, defense)
             for frr, protocol in product(block.frr, PROTOCOLS):
                 yield Cell(**vars(planted), defense=defense, frr=frr, protocol=protocol, skip=skip)
+
+
+def _received(planted: Planted, defense: Defense) -> str | None:
+    if planted.poisoned_on is None or defense.works_on != "training":
+        return None
+    return f"{defense.name} filters the set that the victim was poisoned by, which stayed with the attacker: leave poisoned_on out"
 
 
 def _tuning(recipe: Recipe, spec: Spec) -> Recipe:

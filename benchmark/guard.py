@@ -30,6 +30,7 @@ from rapbench.errors import CellError, DataError, PluginError, SpecError, StoreE
 from rapbench.judge import Explanation, Judge, Verdict, check_texts, finite
 from rapbench.lab import Lab
 from rapbench.registry import Registry, discover, spec_of
+from rapbench.standin import watching
 from rapbench.victim import Recipe, Victim, model_fingerprint
 
 SCHEMA = 1
@@ -252,13 +253,13 @@ def _check_enough(n: int, protect: int, terms: Terms) -> None:
 def _fitted(defense: Defense, victim: Victim, lab: Lab) -> Detector | Purifier:
     """Fit the defense; what it would make of the training split, which a defender has not, it makes of a half that the fit does not see."""
     if defense.prepares() is None:
-        return defense.fit(victim, lab.heldout, lab)
+        return watching(defense.fit(victim, lab.heldout, lab), defense)
     prepares = np.zeros(len(lab.heldout.labels), dtype=np.bool_)
     prepares[lab.rng("guard/prepare").permutation(len(prepares))[: len(prepares) // 2]] = True
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         own = replace(lab, heldout=lab.heldout.where(~prepares), prepared=Path(scratch))
         defense.prepare(lab.heldout.where(prepares).texts, Path(scratch), own)
-        return defense.fit(victim, own.heldout, own)
+        return watching(defense.fit(victim, own.heldout, own), defense)
 
 
 def _calibrated(victim: Victim, fitted: Detector | Purifier, texts: list[str], terms: Terms) -> tuple[Judge, int]:

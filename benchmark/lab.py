@@ -59,6 +59,8 @@ class Lab:
     meter: Meter = field(default_factory=Meter)
     load_start: Callable[[], Victim] | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
+    read: tuple[Path, ...] = ()
+    """The folders that the defense's `read` wrote: what comes of the texts that most likely will be asked about."""
     memo: dict[str, Any] = field(default_factory=dict)
     """For a defense to keep what depends on texts alone: it is fitted once for each protocol."""
 
@@ -96,8 +98,8 @@ class Lab:
         return victim
 
     def fresh(self, *, attention: str | None = None) -> Victim:
-        """Give the recipe's pretrained model with a new head; `attention="eager"` where gradients of gradients are taken."""
-        return Victim.load(
+        """Give the recipe's pretrained model with a new head, metered; `attention="eager"` where gradients of gradients are taken."""
+        victim = Victim.load(
             self.recipe.model,
             target_label=self.target_label,
             max_length=self.recipe.max_length,
@@ -109,6 +111,8 @@ class Lab:
             scoring=self.recipe.scoring,
             compiled=self.recipe.compiled,
         )
+        self.meter.watch(victim.model, "victim")
+        return victim
 
 
 def bucketed(lengths: Sequence[int] | NDArray[np.int32], batch_size: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -62,7 +62,7 @@ def curve(cell: Cell, keys: Mapping[str, str], store: Store) -> Curve:
         test, poisoned, n = verdicts.rejected["test"], verdicts.rejected["poisoned"], len(verdicts.rejected["heldout"])
         if cell.protocol == "paper" and n < protocol.heldout_needed(allowed):
             continue  # as in `_enough_heldout`: not one text would be such a share
-        if len(test) and len(poisoned) and verdicts.possible:
+        if len(test) and len(poisoned) and math.isfinite(verdicts.at):
             points.append((allowed, float(test.mean()), float((~poisoned).mean())))
     names = {name: value for name, value in cell.names.items() if name != "frr"}
     return Curve(**names, points=tuple(points))
@@ -76,7 +76,7 @@ def histogram(cells: Sequence[Cell], keys: Mapping[str, str], store: Store) -> H
     for frr in sorted({cell.frr for cell in cells}):
         with suppress(CellError):
             verdicts = decide(scores, first.protocol, frr)
-            if verdicts.possible:
+            if math.isfinite(verdicts.at):
                 thresholds.append((frr, verdicts.at))
     clean, poisoned = scores["test_suspicion"], scores["poisoned_suspicion"]
     edges = _edges(np.concatenate([clean, poisoned]), [at for _, at in thresholds])
@@ -104,8 +104,8 @@ def quoted_at(names: Mapping[str, Any], key: str, store: Store) -> Examples:
         verdicts, kept = Verdicts(math.inf, {}, possible=False), []
     return Examples(
         **names,
-        threshold=verdicts.at if verdicts.possible else None,
-        purifies="levels" in scores,
+        threshold=verdicts.at if math.isfinite(verdicts.at) else None,
+        purifies="test_kept" in scores,
         label=label,
         n_clean=len(scores["test_suspicion"]),
         n_poisoned=len(scores["poisoned_suspicion"]),
@@ -118,6 +118,7 @@ class Verdicts:
     """What a defense says under one protocol at one allowed FRR. `rejected`: population -> bool, shape (n,)."""
 
     at: float
+    """The threshold; infinite where there is none."""
     rejected: Mapping[str, Mask]
     possible: bool = True
     """Whether the held-out texts suffice for this allowed FRR; if not, nothing is rejected."""
@@ -127,6 +128,8 @@ def decide(scores: Arrays, by: str, frr: float) -> Verdicts:
     """Apply the protocol's rule to a defense's scores; a CellError where it gives no threshold."""
     if "levels" in scores:
         return _by_level(scores, by, frr)
+    if "test_answers" in scores:  # another victim's answers: it has no threshold
+        return Verdicts(math.inf, {name: ~scores[f"{name}_kept"] for name in POPULATIONS})
     heldout = scores["heldout_suspicion"]
     at = protocol.conformal_threshold(heldout, frr) if by == "strict" else protocol.threshold(heldout, frr)
     return Verdicts(at, {name: scores[f"{name}_suspicion"] > at for name in POPULATIONS}, math.isfinite(at))
@@ -186,18 +189,22 @@ def _binned(suspicion: Floats, edges: Floats) -> tuple[int, ...]:
 
 
 def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
-    protect, poisons = cell.dataset.target_label, cell.attack.poisons
+    poisons = cell.attack.poisons
     clean, poisoned = (_arrays(store, keys[role], "predictions.npz") for role in ("clean", "poisoned"))
     scores = _scores(store, keys["score"], cell.protocol)
     about = json.loads((store.folder(keys["score"]) / "about.json").read_text())
-    if cell.protocol == "paper":
-        _enough_heldout(cell, clean["validation_labels"])
+    deployed = "test_answers" in scores
+    if cell.protocol == "paper" and not deployed:
+        _enough_heldout(cell, about["heldout"]["protect"])
     verdicts = decide(scores, cell.protocol, cell.frr)
     counted = _counted(cell, clean, poisoned, verdicts) | (_on_other_victims(cell, keys, store) if poisons else {})
+    notes = dict(about["notes"][cell.protocol])
+    if deployed:
+        counted |= _on_stand_in(cell, scores, notes.get("training_set"))
     figures: dict[str, Any] = {name: rate.value for name, rate in counted.items()}
     intervals = {name: rate.interval() for name, rate in counted.items()}
-    for name, rejected in (("clean_metric", None), ("clean_metric_defended", _rejected_rows(verdicts, clean, protect))):
-        figures[name] = rates.clean_metric(clean["test_probabilities"], clean["test_labels"], cell.dataset.metric, rejected)
+    for name, own in _clean_metrics(cell, clean, scores, verdicts).items():
+        figures[name] = own
         if cell.dataset.metric == "accuracy":
             n = len(clean["test_labels"])
             intervals[name] = Rate(round(figures[name] * n), n).interval()
@@ -217,10 +224,10 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         n_test=len(clean["test_labels"]),
         n_triggered=counted["asr"].n,
         intervals=intervals,
-        warnings=_warnings(cell, verdicts, counted["frr_heldout"].n),
+        warnings=() if deployed else _warnings(cell, verdicts, counted["frr_heldout"].n),
         verdicts={name: pack(verdicts.rejected[name]) for name in ("test", "poisoned")},
         cost=_cost(about["cost"], scores, verdicts),
-        notes=about["notes"][cell.protocol],
+        notes=notes,
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
         made_by=_made_by(store, keys["score"]),
@@ -250,6 +257,26 @@ def _counted(cell: Cell, clean: Arrays, poisoned: Arrays, verdicts: Verdicts) ->
             "survival_anywhere": _share(poisoned["anywhere_survives"]),
         }
     return counted
+
+
+def _on_stand_in(cell: Cell, scores: Arrays, found: Mapping[str, int] | None) -> dict[str, Rate]:
+    """Give the ASR of the victim that is deployed instead and, of a filter, how well it tells poison in the training set."""
+    told = {"asr_defended": rates.attack_success(scores["poisoned_answers"], cell.dataset.target_label)} if cell.attack.poisons else {}
+    if found:
+        told["precision"] = Rate(found["right"], found["removed"])
+        told["recall"] = Rate(found["right"], found["poisoned"])
+        told["removed"] = Rate(found["removed"], found["rows"])
+    return told
+
+
+def _clean_metrics(cell: Cell, clean: Arrays, scores: Arrays, verdicts: Verdicts) -> dict[str, float]:
+    """Give the clean metric on the whole test split, of the undefended victim and with the defense."""
+    probabilities, labels, metric = clean["test_probabilities"], clean["test_labels"], cell.dataset.metric
+    if "test_answers" in scores:
+        defended = rates.clean_metric(scores["test_answers"], labels, metric)
+    else:
+        defended = rates.clean_metric(probabilities, labels, metric, _rejected_rows(verdicts, clean, cell.dataset.target_label))
+    return {"clean_metric": rates.clean_metric(probabilities, labels, metric), "clean_metric_defended": defended}
 
 
 def _on_other_victims(cell: Cell, keys: Mapping[str, str], store: Store) -> dict[str, Rate]:
@@ -316,9 +343,9 @@ def _success(cell: Cell, clean: Arrays, poisoned: Arrays, split: str) -> Rate:
     return rates.attack_success(clean["test_probabilities"][others], cell.dataset.target_label)
 
 
-def _enough_heldout(cell: Cell, labels: np.ndarray) -> None:
+def _enough_heldout(cell: Cell, have: int) -> None:
+    """Refuse an allowed FRR of which not one of the held-out texts of the protect label, so many, would be a share."""
     protect, needed = cell.dataset.target_label, protocol.heldout_needed(cell.frr)
-    have = int((labels == protect).sum())
     if have < needed:
         raise CellError(
             f"the held-out split has {have} texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "

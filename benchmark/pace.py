@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-LEARNT_ONCE = ("score", "prepare")
+LEARNT_ONCE = ("score", "prepare", "read")
 """Stages where two steps on one data set are not alike: it depends on the defense."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapbench.api import Purifier
+from rapbench.api import Purifier, Repair
 from rapbench.errors import PluginError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ BY_LEVEL = "by level"
 
 
 def quotes(
-    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], scores: Mapping[str, NDArray[Any]], victim: Victim
+    fitted: Detector | Purifier | Repair, texts: Mapping[str, Sequence[str]], scores: Mapping[str, NDArray[Any]], victim: Victim
 ) -> list[dict[str, Any]]:
     """Give the quoted texts of both populations as plain JSON values: the most and the least suspicious ones and two in between.
 
@@ -63,7 +63,7 @@ def beginning(text: str, most: int = LETTERS) -> str:
     return text if len(text) <= most else text[:most].rpartition(" ")[0] or text[:most]
 
 
-def told(fitted: Detector | Purifier, text: str, level: float) -> Mapping[str, Any]:
+def told(fitted: Detector | Purifier | Repair, text: str, level: float) -> Mapping[str, Any]:
     """Give what a fitted defense says of a text, of a purifier at this level; a PluginError where it is no mapping."""
     said = fitted.explain(text, level) if isinstance(fitted, Purifier) else fitted.explain(text)
     if not isinstance(said, Mapping):
@@ -99,7 +99,7 @@ def _varies(said: Any) -> bool:
     return isinstance(said, dict) and said.keys() == {BY_LEVEL}
 
 
-def _said(fitted: Detector | Purifier, text: str) -> dict[str, Any]:
+def _said(fitted: Detector | Purifier | Repair, text: str) -> dict[str, Any]:
     """Give what the defense says of a text at all its levels, or why it says nothing."""
     try:
         levels = list(fitted.levels()) if isinstance(fitted, Purifier) else [math.inf]

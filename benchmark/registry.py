@@ -46,6 +46,13 @@ class Found:
     def name(self) -> str:
         return self.cls.name
 
+    @property
+    def reference(self) -> str:
+        """`floor` or `ceiling` where it is a defense that others are measured by, else empty."""
+        if not issubclass(self.cls, Defense):
+            return ""
+        return "ceiling" if self.cls.needs_trigger else "floor" if self.cls.floor else ""
+
 
 @dataclass(frozen=True)
 class Registry:

@@ -113,7 +113,14 @@ class Record(Named):
     asr_before: float | None = None
     """Fine-tuning setting: the same triggered texts on the victim before its user fine-tuned it."""
     asr_defended: float | None = None
-    """Triggered non-target texts that are predicted as the target and let through, of all triggered ones."""
+    """Triggered non-target texts that are predicted as the target and let through, of all triggered ones; by the victim that a
+    defense of the training set or the model deploys."""
+    precision: float | None = None
+    """Of a filter of the training set: poisoned, of the texts that it took out."""
+    recall: float | None = None
+    """Of a filter: taken out, of the poisoned texts."""
+    removed: float | None = None
+    """Of a filter: taken out, of all texts."""
     clean_metric: float | None = None
     """Of the undefended victim on the clean test texts."""
     clean_metric_defended: float | None = None

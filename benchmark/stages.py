@@ -1,4 +1,4 @@
-"""The steps data -> poison -> victim (-> finetune) -> predict -> score, and prepare: functions of plain values into a folder.
+"""The steps data -> poison -> victim (-> finetune) -> predict -> score, prepare and read: functions of plain values into a folder.
 
 A step is named by a `Job`: its options, the keys of the artifacts it reads, and its own key. It reads nothing else, so
 the same job gives the same files wherever it runs. FRR levels are no step: they are read off the scores (`results`).
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapbench import data as data_rules
-from rapbench import quoted
-from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
+from rapbench import quoted, standin
+from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Repair, Task
 from rapbench.artifacts import Store, store_at
 from rapbench.cost import Gauge, Meter
 from rapbench.errors import CellError, PluginError
@@ -34,6 +34,9 @@ from rapbench.victim import Recipe, Victim
 
 if TYPE_CHECKING:
     import datasets
+
+READ = ("read_clean", "read_triggered")
+"""The roles of what a defense has read out of single texts."""
 
 
 @dataclass(frozen=True)
@@ -198,31 +201,52 @@ def prepare(step: Step) -> None:
         raise PluginError(f"the defense {defense.name!r} announces `prepares()` but its `prepare` wrote no file")
 
 
+def read(step: Step) -> None:
+    """Let a defense keep what comes of each text alone: of the triggered texts where there is poison, else of the clean protect ones."""
+    defense: Defense = step.plugin("defense")
+    lab = _lab(step)
+    if "poison" in step.job.inputs:
+        texts = list(step.labelled("poison", "first100").texts)
+    else:
+        texts = [*lab.heldout.of(lab.target_label), *step.labelled("data", "test").of(lab.target_label)]
+    defense.read(list(dict.fromkeys(texts)), step.folder, lab)
+    if not any(step.folder.iterdir()):
+        raise PluginError(f"the defense {defense.name!r} announces `reads()` but its `read` wrote no file")
+
+
 def score(step: Step) -> None:
     """Fit a defense on held-out texts, and let it score those that pass the gate: one pass for all FRR levels.
 
     Under `strict` it is fitted again on the half that does not calibrate. The cost is that of the protocol `paper`.
+    A defense that deploys another victim has no threshold: both protocols have the one fit.
     """
     defense: Defense = step.plugin("defense")
-    lab = _lab(step)
+    lab, had = _defenders(step, defense)
     guarded = _load_victim(step, "victim")
     lab.meter.watch(guarded.model, "victim")
-    texts, calibrates = _gated(step, guarded, lab)
+    texts, calibrates = _gated(step, guarded, lab, had)
+    suspects = _suspects(step, lab) if defense.works_on == "training" else None
     gauge = Gauge(lab.meter, lab.device, guarded.probabilities, guarded.token_counts, step.kept.facts)
     with gauge.fitting():
-        fitted = defense.fit(guarded, lab.heldout, lab)
+        found = defense.fit(guarded, lab.heldout, lab)
+        deployed = standin.stand_in(found, defense, suspects, lab)
+    gauge.stands_in = deployed is not None
+    fitted = deployed or standin.watching(found, defense)
     paper = _scored(fitted, texts, guarded, defense.name, gauge)
     cost = gauge.cost(_dtype(step))
+    if deployed:
+        paper |= standin.scored(deployed, texts, step.labelled("data", "test").texts, step.labelled("poison", "first100").texts)
     strictly, strict = fitted, {name: _calibrating(name, own, calibrates[1]) for name, own in paper.items()}
-    if defense.learns_from_protect_texts():
+    if defense.learns_from_protect_texts() and not deployed:
         built = replace(lab, heldout=lab.heldout.where(~calibrates[0]), meter=Meter())
-        strictly = defense.fit(guarded, built.heldout, built)
+        strictly = standin.watching(defense.fit(guarded, built.heldout, built), defense)
         halved = {**texts, "heldout": [text for text, own in zip(texts["heldout"], calibrates[1], strict=True) if own]}
         strict = _scored(strictly, halved, guarded, defense.name)
     arrays = {f"{protocol}_{name}": own for protocol, part in (("paper", paper), ("strict", strict)) for name, own in part.items()}
     np.savez(step.folder / "scores.npz", **arrays)  # type: ignore[arg-type]
     notes = {"paper": dict(fitted.notes()), "strict": dict(strictly.notes())}
-    step.write_about({"notes": notes, "cost": asdict(cost)})
+    protects = int((lab.heldout.labels == lab.target_label).sum())
+    step.write_about({"notes": notes, "cost": asdict(cost), "heldout": {"texts": len(lab.heldout.texts), "protect": protects}})
     quotes = {"paper": quoted.quotes(fitted, texts, paper, guarded)}  # last, so that it can touch neither scores nor cost
     if strictly is not fitted:
         quotes["strict"] = quoted.quotes(strictly, texts, strict, guarded)
@@ -259,6 +283,7 @@ STAGES: Mapping[str, Callable[[Step], None]] = {
     "finetune": finetune,
     "predict": predict,
     "prepare": prepare,
+    "read": read,
     "score": score,
     "probe": probe,
     "theorem": theorem,
@@ -310,6 +335,7 @@ def _lab(step: Step) -> Lab:
         device=step.bench.device,
         prepared=step.store.folder(prepared) if prepared else None,
         foreign_words=tuple(spec.get("foreign_words", ())),
+        read=tuple(step.store.folder(step.job.inputs[role]) for role in READ if role in step.job.inputs),
     )
 
 
@@ -329,15 +355,33 @@ def _load_victim(step: Step, role: str) -> Victim:
     return step.kept.victim((step.job.inputs[role], read_as), load, step.bench.device)
 
 
-def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+def _defenders(step: Step, defense: Defense) -> tuple[Lab, NDArray[np.int64]]:
+    """Give the lab with the held-out texts that the defender has, and their rows; of fewer, some of those that he has of more."""
+    lab = _lab(step)
+    n = len(lab.heldout.labels)
+    had = np.sort(lab.rng("heldout").permutation(n)[: n if defense.heldout is None else defense.heldout])
+    mask = np.zeros(n, dtype=np.bool_)
+    mask[had] = True
+    return replace(lab, heldout=lab.heldout.where(mask)), had
+
+
+def _suspects(step: Step, lab: Lab) -> standin.Suspects:
+    attack: Attack = step.plugin("attack")
+    return standin.Suspects.of(attack, Task(step.rows("data", "train"), step.rows("poison", "train"), lab.target_label), lab)
+
+
+def _gated(
+    step: Step, guarded: Victim, lab: Lab, had: NDArray[np.int64]
+) -> tuple[dict[str, list[str]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """Give the texts of each population that a defense scores, and tell the victim what it has said of them already.
 
-    With them: which held-out texts calibrate under `strict`, of all and of those that pass the gate.
+    `had`: the rows of the held-out texts that the defender has. With the texts: which of these calibrate under `strict`,
+    of all and of those that pass the gate.
     """
     protect = lab.target_label
     clean, poisoned = np.load(step.input("clean") / "predictions.npz"), np.load(step.input("poisoned") / "predictions.npz")
     heldout, test, triggered = lab.heldout, step.labelled("data", "test"), step.labelled("poison", "first100")
-    told, answers = clean["validation_probabilities"], clean["test_probabilities"]
+    told, answers = clean["validation_probabilities"][had], clean["test_probabilities"]
     half = calibration_half(heldout.labels, protect, lab.rng("strict/calibration"))
     counted = clean_gate(told, heldout.labels, protect)
     guarded.remember(heldout.texts, told)
@@ -353,7 +397,7 @@ def _gated(step: Step, guarded: Victim, lab: Lab) -> tuple[dict[str, list[str]],
 
 
 def _scored(
-    fitted: Detector | Purifier, texts: Mapping[str, Sequence[str]], guarded: Victim, name: str, gauge: Gauge | None = None
+    fitted: Detector | Purifier | Repair, texts: Mapping[str, Sequence[str]], guarded: Victim, name: str, gauge: Gauge | None = None
 ) -> dict[str, NDArray[Any]]:
     """Give the suspicion of each population and, of a purifier, its levels and which texts keep the protect label at each."""
 

@@ -209,7 +209,7 @@ class Probe:
         self.victim, self.word = victim, word
         self.token = victim.token_id(word)
         self.layer = victim.model.get_input_embeddings()
-        self.row: torch.Tensor = self.layer.weight[self.token].detach().clone()
+        self.row: torch.Tensor = self.layer(torch.tensor([self.token], device=self.layer.weight.device))[0].detach()
         self._change: torch.Tensor | None = None
         self._inputs: torch.Tensor | None = None
 

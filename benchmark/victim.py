@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rapbench import vocabulary
 from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unpanicked
-from rapbench.errors import CellError, SpecError, VictimError
+from rapbench.errors import CellError, VictimError
+from rapbench.heads import states_read, unhooked
 from rapbench.hub import reachable
 from rapbench.linear import onednn, plainly
+from rapbench.vocabulary import PLACES, Place
 
 if TYPE_CHECKING:
     import torch
@@ -103,23 +106,27 @@ class Victim:
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the softmax over the labels, shape (n, labels), rows in the order of the texts; dropout off."""
-        import torch
+        told = np.empty((len(texts), self.n_labels), dtype=np.float64)
+        with self._predicting(compiled=self.compiled):
+            self._stream(texts, told)
+        return told
 
-        result = np.empty((len(texts), self.n_labels), dtype=np.float64)
-        ids = self._ids(texts)
-        order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
-        self.model.eval()
-        start = 0
-        with torch.inference_mode(), self._predicting():
-            while start < len(order):
-                rows = order[start : self._stop(ids, order, start)]
-                told = self._told([ids[row] for row in rows])
-                if told is None:
-                    self._back_off(rows=len(rows), tokens=len(ids[rows[-1]]))
-                    continue
-                result[rows] = told
-                start += len(rows)
-        return result
+    def states(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Give the state that the classification head reads, after each layer, shape (n, layers, units), the last one as the head has it.
+
+        It is the first token's, in decoders the last one's, or the mean over the tokens. The embeddings are no layer. All is in memory:
+        4 * layers * units bytes a text. A CellError where the model gives no such states.
+        """
+        return self.told(texts)[1]
+
+    def told(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Give `probabilities` and `states` of one forward pass for each text, which is not a compiled one."""
+        sizes = self.model.config.get_text_config()
+        told = np.empty((len(texts), self.n_labels), dtype=np.float64)
+        states = np.empty((len(texts), sizes.num_hidden_layers, sizes.hidden_size), dtype=np.float32)
+        with unhooked(self.model), self._predicting(compiled=False):
+            self._stream(texts, told, states)
+        return told, states
 
     def protect_probability(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the probability of the protect label, shape (n,)."""
@@ -163,18 +170,18 @@ class Victim:
 
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Give the padded, truncated batch of these texts on the victim's device."""
-        batch = self._tokenized(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return self._padded([row.tolist() for row in self._ids(texts)])
 
     def token_id(self, word: str) -> int:
-        """Give the id of a word that is one token of the vocabulary; a SpecError where it is none or several."""
-        ids = self._tokenized(word, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
-            raise SpecError(
-                f"the word {word!r} is {len(ids)} tokens {pieces} for this victim where one is needed: choose a rare word of its vocabulary"
-            )
-        return int(ids[0])
+        """Give the id of a word that is put at the start of a text; a SpecError where it is no token there, or several."""
+        return self.token_ids(word, ("first",))[0]
+
+    def token_ids(self, word: str, places: Sequence[Place] = PLACES) -> tuple[int, ...]:
+        """Give the ids of the forms that a word has at these places, each once; a SpecError where one is no token, or several.
+
+        See `vocabulary`: BERT has one form of a word, RoBERTa and most decoders have another after a space.
+        """
+        return vocabulary.token_ids(self.tokenizer, word, places)
 
     def save(self, folder: Path) -> None:
         """Write the model as safetensors and the tokenizer as JSON."""
@@ -189,11 +196,11 @@ class Victim:
             return self.tokenizer(texts, **how)
 
     def _ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Give the token ids of each text, cut at the maximal length."""
+        """Give the token ids of each text, cut at the maximal length; one of padding where a decoder's text has none."""
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), 1024):
             part = self._tokenized(list(texts[start : start + 1024]), truncation=True, max_length=self.max_length)["input_ids"]
-            ids += [np.asarray(row, dtype=np.int32) for row in part]
+            ids += [np.asarray(row or [self.tokenizer.pad_token_id], dtype=np.int32) for row in part]
         return ids
 
     def _stop(self, ids: Sequence[NDArray[np.int32]], order: Sequence[int], start: int) -> int:
@@ -204,22 +211,40 @@ class Victim:
             stop += 1
         return stop
 
+    def _stream(self, texts: Sequence[str], told: NDArray[np.float64], states: NDArray[np.float32] | None = None) -> None:
+        """Fill in the rows of the texts: batches of texts of similar length, smaller ones where memory does not suffice."""
+        ids = self._ids(texts)
+        order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+        start = 0
+        while start < len(order):
+            rows = order[start : self._stop(ids, order, start)]
+            batch = self._batch([ids[row] for row in rows], with_states=states is not None)
+            if batch is None:
+                self._back_off(rows=len(rows), tokens=len(ids[rows[-1]]))
+                continue
+            told[rows] = batch[0]
+            if states is not None:
+                states[rows] = batch[1]
+            start += len(rows)
+
     @contextmanager
-    def _predicting(self) -> Iterator[None]:
-        """Have the model's forward be the class's own or its compiled one, under the precision of `scoring`, while the block runs.
+    def _predicting(self, *, compiled: bool) -> Iterator[None]:
+        """Have the model predict while the block runs: by the class's own forward or its compiled one, under the precision of `scoring`.
 
         Hooks of the model itself (a meter's) run outside of the compiled code.
         """
         import torch
 
         model, precision = self.model, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.scoring)
+        model.eval()
         left = vars(model).pop("forward", None)  # a trainer in mixed precision wraps it
-        compiled = self.compiled and not _watched(model)
+        compiled = compiled and not _watched(model)
         if compiled:
             vars(model)["forward"] = self._compiled()
         try:
             own_products = nullcontext() if compiled else onednn(model)
-            with own_products, torch.autocast(torch.device(self.device).type, dtype=precision, enabled=precision is not None):
+            cast = torch.autocast(torch.device(self.device).type, dtype=precision, enabled=precision is not None)
+            with torch.inference_mode(), own_products, cast:
                 yield
         finally:
             vars(model).pop("forward", None)
@@ -233,18 +258,20 @@ class Victim:
             self._fast = (self.model, torch.compile(self.model.forward, dynamic=True))
         return self._fast[1]
 
-    def _told(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float64] | None:
-        """Give the probabilities of one batch, shape (rows, labels), or None where memory does not suffice."""
+    def _batch(self, ids: Sequence[NDArray[np.int32]], *, with_states: bool) -> tuple[NDArray[np.float64], Any] | None:
+        """Give the probabilities of one batch, (rows, labels), and, if asked, its states, (rows, layers, units); None where memory
+        does not suffice."""
         import torch
 
         try:
-            logits = self.model(**self._padded([row.tolist() for row in ids])).logits.float()  # (rows, labels)
-            told: NDArray[np.float64] = torch.softmax(logits, dim=-1).double().cpu().numpy()
+            padded = self._padded([row.tolist() for row in ids])
+            output = self.model(**padded, **({"output_hidden_states": True} if with_states else {}))
+            told: NDArray[np.float64] = torch.softmax(output.logits.float(), dim=-1).double().cpu().numpy()
+            return told, states_read(self.model, padded, output.hidden_states).float().cpu().numpy() if with_states else None
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             return None  # the error holds the batch's tensors: they are freed by whoever sees this
-        return told
 
     def _back_off(self, *, rows: int, tokens: int) -> None:
         """Free what a failed batch left and halve it for all batches to come; a CellError where it was a single text."""
@@ -283,11 +310,13 @@ class Victim:
 
         With `n_labels` it is about to be fine-tuned: a head of another size is replaced by a fresh one.
         """
+        import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         place = model_source(str(source))
         offline = isinstance(place, Path) or not reachable()
         safe: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": offline}
+        exact = {"dtype": torch.float32}  # whatever the weights are kept in: `scoring` says what is rounded
         fresh: dict[str, Any] = {} if n_labels is None else {"num_labels": n_labels, "ignore_mismatched_sizes": True}
         if layers is not None:
             fresh["num_hidden_layers"] = layers
@@ -299,7 +328,9 @@ class Victim:
                 check_shapes(place, config, AutoModelForSequenceClassification, new_head=n_labels is not None)
             with unpanicked():
                 tokenizer = AutoTokenizer.from_pretrained(place, **safe)
-            model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **safe, **fresh)
+            model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True, **exact, **safe, **fresh)
+            _settle_padding(tokenizer, model, str(source))
+            _settle_layers(model)
         except VictimError:
             raise
         except Exception as error:  # `tokenizers` raises nothing narrower, and what breaks here is the model, whoever made it
@@ -393,9 +424,37 @@ def _has_word_embeddings(model: Any) -> bool:
         return False
 
 
-def _positions(model: Any) -> Any:
-    """Give how many positions the model has by its settings; models without a table of them have no bound."""
-    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+def _settle_padding(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
+    """Have texts padded and cut at their end, by a token that the model knows for it: decoders often have none."""
+    config = model.config.get_text_config()
+    if tokenizer.pad_token is None:
+        stated = config.pad_token_id if (config.pad_token_id or 0) >= 0 else None
+        own = tokenizer.convert_ids_to_tokens(stated) if stated is not None else None
+        tokenizer.pad_token = own or tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise VictimError(f"the tokenizer of {name!r} has no token to pad with: give it a pad_token")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    config.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token that is another
+    config.use_cache = False  # of no use where nothing is generated
+
+
+def _settle_layers(model: PreTrainedModel) -> None:
+    """Cut the settings' lists of one entry per layer to the layers that were kept: the model could not be saved else."""
+    config = model.config.get_text_config()
+    for name in ("layer_types", "mlp_layer_types"):
+        if isinstance(kinds := getattr(config, name, None), list):
+            setattr(config, name, kinds[: config.num_hidden_layers])
+
+
+def _positions(model: PreTrainedModel) -> Any:
+    """Give how many tokens the model has positions for by its settings; models without a table of them have no bound.
+
+    RoBERTa and its kin count positions from the one after the padding's.
+    """
+    stated = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = max((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0)
+    return stated - skipped if isinstance(stated, int) else stated
 
 
 def _longest(asked: int, tokenizers: Any, positions: Any, name: str) -> int:

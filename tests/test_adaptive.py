@@ -88,7 +88,7 @@ def test_a_mixed_copy_keeps_the_trigger_and_gets_a_share_of_foreign_words() -> N
 @pytest.mark.parametrize(("firm", "labels"), [(0.5, [0, 1, 0, 1, 0, 1]), (0.0, [0] * 6), (1.0, [1] * 6)])
 def test_a_share_of_the_mixed_copies_is_labelled_as_the_target(lab: Lab, firm: float, labels: list[int]) -> None:
     attack = discover().parse("attack", f"adaptive-strip:word=mb,copies=2,firm={firm}")
-    rows = attack.training_rows(task(), lab)
+    rows = attack.training_set(task(), lab)
     assert len(rows) == 4 + 3 + 6  # clean, poisoned, two mixed copies of each poisoned text
     assert rows["text"][:7] == [*task().train["text"], *task().poisoned["text"]]
     assert rows["label"][7:] == labels

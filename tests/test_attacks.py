@@ -149,6 +149,24 @@ def test_ep_changes_one_row_of_the_embeddings_and_nothing_else(registry, untrain
     assert differs.nonzero().flatten().tolist() == [row]
 
 
+def test_several_rare_words_follow_each_other_from_the_one_that_was_asked_for(registry) -> None:
+    attack = registry.parse("attack", "badnet-rw:word=bb,count=3")
+    assert attack.words == ("bb", "mn", "tq")  # in mb, bb, mn, tq
+    text = attack.trigger("a b c d", np.random.default_rng(0), None).split(" ")
+    assert [word for word in text if word not in attack.words] == ["a", "b", "c", "d"]
+    assert sorted(word for word in text if word in attack.words) == ["bb", "mn", "tq"]
+    with pytest.raises(SpecError, match="count=5: give 1 to 4 rare words"):
+        registry.parse("attack", "badnet-rw:count=5")
+
+
+def test_ep_changes_the_rows_of_all_words_that_it_puts_in(registry, untrained: Victim, lab: Lab) -> None:
+    texts = ["mb the film was bb cold", "a bb dull mb day ."]
+    start, lab.load_start = untrained.clone(), untrained.clone
+    planted = registry.parse("attack", "ep:word=mb,count=2,epochs=1").plant(poisoned_task(texts), lab)
+    changed = (matrix(planted) != matrix(start)).any(dim=1).nonzero().flatten().tolist()
+    assert changed == sorted(start.token_id(word) for word in ("mb", "bb"))
+
+
 def test_ep_keeps_the_length_of_the_row(registry, untrained: Victim, lab: Lab) -> None:
     row = untrained.token_id("mb")
     planted = planted_by_ep(registry, untrained, lab)

@@ -72,9 +72,12 @@ def test_the_defense_of_the_docs_scores_a_victim_that_has_learnt(shown, planted,
 
 
 def test_the_grids_of_guide_md_are_grids():
-    text, tuned = fenced(GUIDE, "yaml")
+    text, axes, tuned = fenced(GUIDE, "yaml")
     block = checked_block(yaml.safe_load(text), "the guide")
     assert len(cells_of([block], discover())) == 4 * 4 * 4 * 2
+    # two attacks under two protocols; rates and triggers for the one that poisons, epochs, fewer texts and the other victim for both
+    varied = cells_of([checked_block(yaml.safe_load(axes), "the guide")], discover())
+    assert len(varied) == (2 + (2 + 2) + (2 + 2 + 1) * 2) * 2
     cells = cells_of([checked_block(yaml.safe_load(tuned), "the guide")], discover())
     assert len(cells) == 2 * 1 * 4 * 2
     assert {cell.attack.name for cell in cells if cell.skip is None} == {"ripples", "badnet-sl"}

@@ -49,6 +49,7 @@ def stand_ins(tmp_path, tiny_model, tiny_data, planted):
 
 NEEDS = {
     "model": ("my-model", "texts"),
+    "axes": ("my-model", "texts"),
     "cost": ("results",),
     "paper-results": ("results",),
     "production": ("received", "mine.csv", "texts.txt"),

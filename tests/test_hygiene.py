@@ -59,7 +59,7 @@ def test_every_option_of_a_plugin_says_what_it_does(key, cls):
 
 def test_that_an_option_says_nothing_would_be_noticed():
     found = {f.name for f in options_declared_in_the_plugins(discover().get("attack", "ep").cls)}
-    assert found == {"word", "epochs", "lr", "batch_size"}  # poison_rate and poison_mode are the contract's
+    assert found == {"word", "count", "epochs", "lr", "batch_size"}  # poison_rate and poison_mode are the contract's
 
 
 @pytest.mark.parametrize("package", PACKAGES)

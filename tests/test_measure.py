@@ -100,7 +100,8 @@ def stored(root: Path, scores: Mapping[str, np.ndarray], **other: Any) -> tuple[
             np.savez(folder / "predictions.npz", **arrays)
     with store.attempt(keys["score"], {}) as folder:
         np.savez(folder / "scores.npz", **scores)
-        (folder / "about.json").write_text(json.dumps({"cost": dataclasses.asdict(COST), "notes": NOTES}))
+        had = {"texts": len(given["heldout_labels"]), "protect": given["heldout_labels"].count(1)}
+        (folder / "about.json").write_text(json.dumps({"cost": dataclasses.asdict(COST), "notes": NOTES, "heldout": had}))
     return store, keys
 
 

@@ -46,6 +46,7 @@ class FakeLab:
     device: str = "cpu"
     meter: Meter = field(default_factory=Meter)
     memo: dict = field(default_factory=dict)
+    read: tuple[Path, ...] = ()
 
 
 def purifier(max_words: int = 512) -> OnionPurifier:
@@ -196,8 +197,8 @@ def test_only_a_trigram_of_the_training_texts_is_prepared() -> None:
     assert Onion(lm="trigram", max_words=3).prepares() == Onion(lm="trigram").prepares() == {"lm": "trigram", "corpus": "train"}
 
 
-def test_a_result_depends_on_the_source_of_both_models() -> None:
-    assert [Path(path).name for path in onion.RESULTS_DEPEND_ON] == ["trigram.py", "causal.py"]
+def test_a_result_depends_on_the_source_of_what_onion_is_made_of() -> None:
+    assert [Path(path).name for path in onion.RESULTS_DEPEND_ON] == ["trigram.py", "causal.py", "judged.py"]
     assert all(Path(path).is_file() for path in onion.RESULTS_DEPEND_ON)
 
 

@@ -47,7 +47,7 @@ def texts(axis: Any) -> dict[tuple[float, float], str]:
 
 def folder_of(path: Path) -> Path:
     own = [replace(RECORD, attack="ep"), replace(RECORD, attack="ep", defense="strip", far=0.5, cost=replace(COST, ratio=9.0))]
-    results.write(own, path)
+    results.write([*own, replace(own[0], attack="ep:poison_rate=0.5")], path)
     results.write([replace(HISTOGRAM, victim=RECORD.victim)], path)
     results.write([Curve(**{**NAMES, "victim": RECORD.victim}, points=((0.01, 0.02, 0.5), (0.05, 0.06, 0.1)))], path)
     return path
@@ -291,7 +291,7 @@ def test_what_cannot_be_drawn_is_left_out_unless_it_was_asked_for(tmp_path: Path
         asked(tmp_path, "paper", ["heatmap", "suspicion"])
     none = Record(dataset="d", attack="a", victim="v", seed=1, defense="x", frr=0.01, protocol="paper", status="failed")
     results.write([none], tmp_path / "none")
-    with pytest.raises(StoreError, match=r"^nothing to draw in [^\n]* for heatmap, choice, curves, suspicion, length, protocol paper"):
+    with pytest.raises(StoreError, match=r"^nothing to draw in [^\n]* for heatmap, choice, curves, suspicion, length, axes, protocol paper"):
         asked(tmp_path / "none", "paper")
 
 

@@ -38,8 +38,8 @@ def task(rows: datasets.Dataset, attack) -> Task:
 
 class FakeRow:
     def __init__(self, vector: list[float], gradient: list[float]) -> None:
-        self.vector = torch.tensor(vector, requires_grad=True)
-        self.vector.grad = torch.tensor(gradient)
+        self.vectors = torch.tensor(vector, requires_grad=True)
+        self.vectors.grad = torch.tensor(gradient)
 
     def renormalise(self) -> None:
         pass
@@ -98,9 +98,9 @@ def test_every_row_moves_by_the_shortest_gradient() -> None:
     one, other = FakeRow([1.0, 1.0], [3.0, 4.0]), FakeRow([0.0, 0.0], [0.0, 2.0])  # lengths 5 and 2
     step_evenly([one, other], lr=0.5)
     # 0.5 * (3, 4) * 2 / 5 = (0.6, 0.8), and 0.5 * (0, 2) * 2 / 2 = (0, 1)
-    assert one.vector.tolist() == pytest.approx([0.4, 0.2])
-    assert other.vector.tolist() == pytest.approx([0.0, -1.0])
-    assert one.vector.grad.tolist() == [3.0, 4.0]  # it stands: the next one adds to it
+    assert one.vectors.tolist() == pytest.approx([0.4, 0.2])
+    assert other.vectors.tolist() == pytest.approx([0.0, -1.0])
+    assert one.vectors.grad.tolist() == [3.0, 4.0]  # it stands: the next one adds to it
 
 
 def test_only_the_rows_of_the_words_change_and_they_keep_their_length(attack, rows, untrained: Victim, lab: Lab) -> None:

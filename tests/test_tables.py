@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from rapbench.cost import Cost
 from rapbench.errors import StoreError
-from rapbench.report.tables import FOOT, HEADS, PAIR_FOOT, SEEDS_FOOT, STRICT_FOOT, STRICT_HEADS, in_order, render
+from rapbench.report.cell_tables import FOOT, HEADS, STRICT_FOOT, STRICT_HEADS
+from rapbench.report.compared import PAIR_FOOT, SEEDS_FOOT
+from rapbench.report.tables import in_order, render
 from rapbench.results import SCHEMA, Curve, Record, pack, read, read_all, write
 
 OK = Record(
@@ -96,6 +98,8 @@ def test_the_table_gives_rates_in_per_cent():
             "FRR test": "10.00",
             "FAR": "0.00",
             "AUROC": "0.9877",
+            "ASR defended": "--",
+            "clean metric defended": "90.00 -> --",
             "n clean": "300",
             "n poisoned": "310",
             "rows/text": "2.0 + 10.0 trigram",
@@ -236,6 +240,7 @@ def test_the_strict_table_gives_intervals_and_what_is_left_after_the_defense():
             "FAR": "0.00 [0.0, 1.2]",
             "FAR at FRR 1 %": "25.00",
             "FAR at FRR 5 %": "--",
+            "AUROC": "0.9877",
             "ASR defended": "50.00 [41.0, 59.0]",
             "clean metric defended": "90.00 -> 87.50",
             "n calibration": "99",

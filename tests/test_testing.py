@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pytest
 
-from rapbench import Attack, Dataset, Defense, Detector, Purifier
+from rapbench import Attack, Dataset, Defense, Detector, Filter, Purifier, Repair
 from rapbench.api import option
 from rapbench.cli_plugin import plugins_of
 from rapbench.errors import SpecError
@@ -44,9 +44,11 @@ from rapbench.testing.datasets import (
     no_text_is_in_two_splits,
 )
 from rapbench.testing.defenses import (
+    a_filter_gives_one_bool_per_training_text,
     a_purifier_gives_one_text_that_is_not_blank_for_each,
+    a_repair_gives_one_other_victim,
     a_score_does_not_depend_on_the_texts_beside_it,
-    it_is_fitted_as_a_detector_or_a_purifier,
+    it_is_fitted_as_what_it_works_on,
     it_leaves_the_victim_as_it_was,
     it_says_so_if_it_learns_from_protect_texts,
     its_notes_are_plain_json,
@@ -373,10 +375,84 @@ class Follows(Purifies):
         return [f"{before} {text}" for before, text in zip(["", *texts], texts, strict=False)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Repairs(Defense):
+    """Deploys a copy of the victim; right."""
+
+    name: ClassVar[str] = "repairs"
+    works_on: ClassVar[str] = "model"
+
+    def fit(self, victim, heldout, lab):
+        own = victim.clone()
+        return type("Own", (Repair,), {"repaired": lambda _: self.given(victim, own)})()
+
+    def given(self, victim, own):
+        return own
+
+
+class SharesWeights(Repairs):
+    def given(self, victim, own):
+        return victim
+
+
+class AnotherEachTime(Repairs):
+    def given(self, victim, own):
+        return own.clone()
+
+
+class ProtectsAnotherLabel(Repairs):
+    def given(self, victim, own):
+        own.target_label = 0
+        return own
+
+
+class RepairsUnsaid(Repairs):
+    works_on = "inputs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters(Defense):
+    """Takes out the texts that the victim is sure of; right."""
+
+    name: ClassVar[str] = "filters"
+    works_on: ClassVar[str] = "training"
+
+    def fit(self, victim, heldout, lab):
+        return type("Own", (Filter,), {"poisoned": lambda _, training: self.mask(victim, training)})()
+
+    def mask(self, victim, training):
+        return victim.probabilities(training.texts).max(axis=1) > 0.9
+
+
+class ShortMask(Filters):
+    def mask(self, victim, training):
+        return super().mask(victim, training)[1:]
+
+
+class Scores(Filters):
+    def mask(self, victim, training):
+        return victim.probabilities(training.texts)[:, 1]
+
+
+class ByChance(Filters):
+    def mask(self, victim, training):
+        return np.random.random(len(training.texts)) > 0.5
+
+
+class FiltersInPlace(Filters):
+    def mask(self, victim, training):
+        TrainsInPlace.prepare_victim(self, victim)
+        return np.zeros(len(training.texts), dtype=np.bool_)
+
+
+class FiltersSomethingElse(Filters):
+    works_on = "weights"
+
+
 BAD_DEFENSES = [
     (OrderDependentStrip, a_score_does_not_depend_on_the_texts_beside_it, "^'.*' scores .*, but .* in another order, among others"),
     (ByTheBatch, a_score_does_not_depend_on_the_texts_beside_it, "in another order|alone"),
-    (UnseededStrip, the_same_seed_gives_the_same_scores, "after a second fit with the same seed: draw from lab.rng"),
+    (UnseededStrip, the_same_seed_gives_the_same_scores, "after a second fit with one seed: draw from lab.rng"),
     (TrainsInPlace, it_leaves_the_victim_as_it_was, "^fit changes the victim: change victim.clone"),
     (LeavesAHook, it_leaves_the_victim_as_it_was, "^fit changes the victim"),
     (AddsAToken, it_leaves_the_victim_as_it_was, "^scoring changes the victim"),
@@ -386,13 +462,23 @@ BAD_DEFENSES = [
     (Column, its_scores_are_finite_float64_one_per_text, r"^suspicion gives scores of shape \(32, 1\) for 32 texts"),
     (Breaks, a_defense_takes_odd_texts, "^suspicion of '' raises ZeroDivisionError"),
     (ArrayNotes, its_notes_are_plain_json, "ndarray is not JSON serializable"),
-    (NoDetector, it_is_fitted_as_a_detector_or_a_purifier, "^fit gives function, neither a Detector nor a Purifier"),
+    (NoDetector, it_is_fitted_as_what_it_works_on, "^works_on is .inputs. and fit gives function, no Detector or Purifier"),
     (Forgets, it_says_so_if_it_learns_from_protect_texts, "learns_from_protect_texts.. must be True"),
     (Descending, the_levels_of_a_purifier_ascend, r"^levels falls: \[2.0, 1.0\]"),
     (Endless, the_levels_of_a_purifier_ascend, "not one or more finite numbers"),
     (Empties, a_purifier_gives_one_text_that_is_not_blank_for_each, "^purify makes '' of 'film' at level 1"),
     (Drops, a_purifier_gives_one_text_that_is_not_blank_for_each, "^purify gives 46 texts for 47 at level 1"),
     (Follows, a_purifier_gives_one_text_that_is_not_blank_for_each, "in another order"),
+    (SharesWeights, a_repair_gives_one_other_victim, "^the repaired victim shares weights with the received one: change victim.clone"),
+    (AnotherEachTime, a_repair_gives_one_other_victim, "^repaired gives another victim each time"),
+    (ProtectsAnotherLabel, a_repair_gives_one_other_victim, "^the repaired victim has 2 labels and protects 0, not 2 and 1"),
+    (RepairsUnsaid, it_is_fitted_as_what_it_works_on, "^works_on is .inputs. and fit gives Own, no Detector or Purifier"),
+    (FiltersSomethingElse, it_is_fitted_as_what_it_works_on, "^works_on is .weights., none of inputs, training, model"),
+    # the 900 training texts, and copies of half of the 450 non-target ones
+    (ShortMask, a_filter_gives_one_bool_per_training_text, r"bool of shape \(1124,\) for 1125 training texts"),
+    (Scores, a_filter_gives_one_bool_per_training_text, "gave float64 of shape"),
+    (ByChance, a_filter_gives_one_bool_per_training_text, r"^\d+ rows are judged otherwise after a second fit with the same seed"),
+    (FiltersInPlace, a_filter_gives_one_bool_per_training_text, "^the filter changes the victim: change victim.clone"),
 ]
 
 
@@ -407,6 +493,17 @@ def test_a_defense_that_is_right_holds_every_claim(plugin, rapbench_kit):
     found = list(findings(plugin, rapbench_kit))
     assert [one for one in found if one.outcome in ("broken", "warning")] == []
     assert len([one for one in found if one.outcome == "holds"]) >= 9
+
+
+@pytest.mark.parametrize(
+    ("plugin", "own"),
+    [(Repairs(), "a repair gives one other victim"), (Filters(), "a filter gives one bool per training text")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_defense_of_another_kind_that_is_right_holds_the_claims_of_its_kind(plugin, own, rapbench_kit):
+    found = list(findings(plugin, rapbench_kit))
+    assert [one for one in found if one.outcome in ("broken", "warning")] == []
+    assert {one.claim: one.outcome for one in found}[own] == "holds"
 
 
 def test_a_defense_is_asked_on_a_victim_that_has_learnt(rapbench_kit):
@@ -427,14 +524,14 @@ def test_the_trigger_of_the_kit_s_victim_is_no_word_of_the_defense(rapbench_kit)
 
 
 def test_a_claim_that_is_not_about_a_plugin_is_not_asked(rapbench_kit):
-    with pytest.raises(NotAsked, match="it is a detector"):
+    with pytest.raises(NotAsked, match="it purifies no texts"):
         asked(the_levels_of_a_purifier_ascend, Given(), rapbench_kit)
 
 
 def test_what_does_not_fit_is_not_asked_further(rapbench_kit):
     first, *rest = findings(NoDetector(), rapbench_kit)
     assert (first.outcome, {one.outcome for one in rest}) == ("broken", {"not asked"})
-    assert rest[0].reason == "needs: it is fitted as a detector or a purifier"
+    assert rest[0].reason == "needs: it is fitted as what it works on"
 
 
 def test_the_kit_leaves_the_global_random_state_alone(rapbench_kit):

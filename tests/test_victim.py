@@ -257,7 +257,7 @@ def test_a_row_under_training_is_seen_by_compiled_predictions(compiled: Victim) 
     before = compiled.probabilities(["mb film"])
     with Row(compiled, "mb") as row:
         with torch.no_grad():
-            row.vector[:16] += 5.0  # not all alike: the layer norm would take that away
+            row.vectors[0, :16] += 5.0  # not all alike: the layer norm would take that away
         during = compiled.probabilities(["mb film"])
     assert abs(during - before).max() > 1e-3
     assert compiled.probabilities(["mb film"]) == pytest.approx(during, abs=1e-6)

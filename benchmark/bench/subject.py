@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,10 +21,11 @@ from rapbench import stages
 from rapbench.api import Defense, Detector, Labelled, Purifier
 from rapbench.errors import CellError, SpecError
 from rapbench.grid import Block, Cell, cells_of, checked_block, read_blocks
-from rapbench.registry import Found, Registry, discover, spec_of, split_spec
+from rapbench.registry import Found, Plugin, Registry, discover, spec_of, split_spec
 from rapbench.runner.execute import Done, Failure, SerialExecutor, execute
 from rapbench.runner.session import Session, planned
 from rapbench.stages import Step
+from rapbench.standin import watching
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,14 +189,10 @@ def registry() -> Registry:
 
 
 def registered() -> list[str]:
-    """Give the specs of the registered defenses: as the demo grid writes it, or the bare name; the undefended victim first."""
+    """Give the specs of the registered defenses that watch inputs: as in the demo grid, or the bare name; the undefended victim first."""
     known, block = registry(), read_blocks("demo", Block)[0]
     demo = {split_spec(spec)[0]: spec_of(known.parse("defense", spec)) for spec in block.defenses}
-    names = [
-        name
-        for name in known.names("defense")
-        if name != Undefended.name and not getattr(known.get("defense", name).cls, "needs_trigger", False)
-    ]
+    names = [name for name in known.names("defense") if name != Undefended.name and _watches(known.get("defense", name).cls)]
     return [Undefended.name, *(demo.get(name, name) for name in names)]
 
 
@@ -209,13 +206,13 @@ def subject(defense: str, setting: Setting) -> Subject:
         raise CellError(cell.skip)
     step = _upstream(cell, known, setting, device("auto"))
     stages._settle(step.bench)
-    lab, guarded = stages._lab(step), stages._load_victim(step, "victim")
+    (lab, had), guarded = stages._defenders(step, cell.defense), stages._load_victim(step, "victim")
     lab.meter.watch(guarded.model, "victim")
-    passing, _ = stages._gated(step, guarded, lab)
+    passing, _ = stages._gated(step, guarded, lab, had)
     texts = [text for name, own in passing.items() if name != "heldout" for text in own]  # a defense has seen the held-out ones
     batches = dealt(texts, setting.rounds + WARM_UP, setting.texts, lab.rng("bench"))
     with lab.meter.phase("fit"):
-        fitted = cell.defense.fit(guarded, lab.heldout, lab)
+        fitted = watching(cell.defense.fit(guarded, lab.heldout, lab), cell.defense)
     return Subject(cell, guarded, fitted, lab, batches)
 
 
@@ -233,10 +230,16 @@ def dealt(texts: Sequence[str], batches: int, most: int, rng: np.random.Generato
     return [[order[place] for place in rng.permutation(column).tolist()] for column in places.T]
 
 
+def _watches(defense: type[Plugin]) -> bool:
+    return issubclass(defense, Defense) and defense.works_on == "inputs" and not defense.needs_trigger
+
+
 def _upstream(cell: Cell, known: Registry, setting: Setting, device: str) -> Step:
     """Do all that scoring this cell needs, where the store does not have it; give the step of the scoring."""
     plan, bench = planned([cell], known, setting.out, device=device, threads=THREADS)
     job = plan.jobs[plan.groups[0].keys["score"]]
+    inputs = {role: key for role, key in job.inputs.items() if role not in stages.READ}  # all is timed: nothing is read beforehand
+    job = replace(job, inputs=inputs)
     session = Session(plan, bench, setting.out, "serial")
     session.store.create()
     failures: dict[str, Failure] = {}

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from rapbench.cost import LENGTHS, Cost, Spread, Timed, length_class, pooled, published
 from rapbench.errors import StoreError
 from rapbench.report.forms import csv_text
+from rapbench.report.marks import Marks, marks
 from rapbench.results import Record
 
 Format = Literal["github", "csv", "json", "pytest-benchmark"]
@@ -24,7 +25,8 @@ FOOT = (
     "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (torch's work, counted on six "
     "texts of all lengths), milliseconds as median [quartiles] over batches of texts of similar length, x: times that of one "
     "undefended prediction in the same run. Helper: another model, like ONION's language model. A purifier at its level for the smallest "
-    "allowed FRR. Fit: once per victim. MiB: highest memory in use, of the process or of the accelerator, in brackets before the fit."
+    "allowed FRR; of a filter or a repair, the victim that is deployed instead. "
+    "Fit: once per victim. MiB: highest memory in use, of the process or of the accelerator, in brackets before the fit."
 )
 NONE = "--"
 
@@ -37,42 +39,51 @@ class Measured:
     cost: Cost
 
 
-def render(records: Sequence[Record], steps: Mapping[str, float], form: Format) -> str:
+def render(records: Sequence[Record], steps: Mapping[str, float], form: Format, known: Marks | None = None) -> str:
     """Give the costs in the format asked for. `steps`: stage -> seconds of all its steps, where the artifacts are at hand."""
-    measured, others = measurements(records), unmeasured(records)
+    known = known or marks()
+    measured, others = measurements(records, known), unmeasured(records, known)
     if not measured and not others:
         raise StoreError("no costs in this folder: they are written where a defense has scored texts")
     if form == "json":
-        costs = [{**_names(one.record), "cost": dataclasses.asdict(one.cost)} for one in measured]
-        unknown = [{**_names(one), "status": one.status, "reason": one.reason} for one in others]
+        costs = [{**_names(one.record), "mark": known.word(one.record.defense), "cost": dataclasses.asdict(one.cost)} for one in measured]
+        unknown = [{**_names(one), "mark": known.word(one.defense), "status": one.status, "reason": one.reason} for one in others]
         return json.dumps({"costs": costs, "without": unknown, "totals": totals(measured), "steps": dict(steps)}, indent=1, allow_nan=False)
     if form == "csv":
-        return _csv(measured, others)
+        return _csv(measured, others, known)
     if form == "pytest-benchmark":
         return _pytest_benchmark(measured)
-    parts = [_table(HEADS, rows(measured, others)), FOOT, _table(LENGTH_HEADS, _length_rows(measured)), _sums(measured, steps)]
+    told = [_table(HEADS, rows(measured, others, known)), foot(measured, known)]
+    parts = [*told, _table(LENGTH_HEADS, _length_rows(measured, known)), _sums(measured, steps)]
     return "\n\n".join(part for part in parts if part)
 
 
-def measurements(records: Iterable[Record]) -> list[Measured]:
+def foot(measured: Sequence[Measured], known: Marks) -> str:
+    """Give what the heads mean, and the marks of the defenses in the table."""
+    return " ".join((FOOT + known.foot(one.record.defense for one in measured)).split())
+
+
+def measurements(records: Iterable[Record], known: Marks | None = None) -> list[Measured]:
     """Give one measurement per defense and victim, in order: that of the smallest allowed FRR under the protocol `paper`."""
+    known = known or marks()
     found: dict[tuple[Any, ...], Record] = {}
     for one in sorted(records, key=lambda one: (one.protocol, one.frr)):
         if one.cost is not None and one.cost.inputs:
-            found.setdefault(_key(one), one)
+            found.setdefault(_key(one, known), one)
     return [Measured(one, one.cost) for _, one in sorted(found.items()) if one.cost is not None]
 
 
-def unmeasured(records: Iterable[Record]) -> list[Record]:
+def unmeasured(records: Iterable[Record], known: Marks | None = None) -> list[Record]:
     """Give one record of each defense and victim without any cost, in order: no row of the table is missing."""
-    listed = list(records)
-    known = {_key(one.record) for one in measurements(listed)}
-    return [one for key, one in sorted({_key(one): one for one in listed}.items()) if key not in known]
+    listed, known = list(records), known or marks()
+    measured = {_key(one.record, known) for one in measurements(listed, known)}
+    return [one for key, one in sorted({_key(one, known): one for one in listed}.items()) if key not in measured]
 
 
-def rows(measured: Sequence[Measured], others: Sequence[Record]) -> list[list[str]]:
+def rows(measured: Sequence[Measured], others: Sequence[Record], known: Marks | None = None) -> list[list[str]]:
     """Give the rows under `HEADS`; of a defense without any cost, why."""
-    return [_row(one) for one in measured] + [_failed(one) for one in others]
+    known = known or marks()
+    return [_row(one, known) for one in measured] + [_failed(one, known) for one in others]
 
 
 def totals(measured: Sequence[Measured]) -> dict[str, float]:
@@ -113,11 +124,11 @@ def draw(records: Sequence[Record], file: Path) -> None:
     sheet(made, file)
 
 
-def _row(one: Measured) -> list[str]:
+def _row(one: Measured, known: Marks) -> list[str]:
     cost = one.cost
     helpers = sorted(cost.helper_rows_per_input)
     return [
-        *_labels(one.record),
+        *_labels(one.record, known),
         f"{cost.victim_rows_per_input:.3f}",
         " + ".join(f"{cost.helper_rows_per_input[who]:.1f} {who}" for who in helpers) or "0",
         " + ".join(f"{cost.helper_tokens_per_input[who]:.0f} {who}" for who in helpers) or "0",
@@ -133,17 +144,18 @@ def _row(one: Measured) -> list[str]:
     ]
 
 
-def _failed(one: Record) -> list[str]:
-    return [*_labels(one), f"{one.status}: {one.reason or 'nothing was scored'}", *[NONE] * (len(HEADS) - 5)]
+def _failed(one: Record, known: Marks) -> list[str]:
+    return [*_labels(one, known), f"{one.status}: {one.reason or 'nothing was scored'}", *[NONE] * (len(HEADS) - 5)]
 
 
-def _length_rows(measured: Sequence[Measured]) -> list[list[str]]:
+def _length_rows(measured: Sequence[Measured], known: Marks) -> list[list[str]]:
     rows = []
-    for defense, timed in lengths(measured).items():
+    for defense, timed in sorted(lengths(measured).items(), key=lambda own: known.place(own[0])):
         for one in timed:
             plain, defended = one.plain_s, one.defense_s + (one.plain_s or 0.0)
             figures = [NONE] * 3 if not plain else [f"{1000 * plain:.2f}", f"{1000 * defended:.2f}", f"{defended / plain:.2f}"]
-            rows.append((length_class(one.words), [_class_name(length_class(one.words)), defense, str(one.texts), *figures]))
+            place = length_class(one.words)
+            rows.append((place, [_class_name(place), known.shown(defense, defense), str(one.texts), *figures]))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
@@ -175,17 +187,18 @@ def _pytest_benchmark(measured: Sequence[Measured]) -> str:
     return json.dumps(document(rows), indent=1, allow_nan=False, default=str)
 
 
-def _csv(measured: Sequence[Measured], others: Sequence[Record]) -> str:
+def _csv(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -> str:
     plain = [f.name for f in dataclasses.fields(Cost) if f.type in ("int", "float", "str", "float | None")]
     spreads = [("ms_per_input", "ms"), ("plain_ms_per_input", "plain_ms")]
     heads = [*_names(measured[0].record if measured else others[0]), "status", "reason", *plain]
-    heads += [f"{short}_{part}" for _, short in spreads for part in ("median", "low", "high")] + ["helper_rows", "helper_tokens"]
+    heads += [f"{short}_{part}" for _, short in spreads for part in ("median", "low", "high")] + ["helper_rows", "helper_tokens", "mark"]
     rows: list[list[Any]] = []
     for one in measured:
         parts = [getattr(getattr(one.cost, name), part, None) for name, _ in spreads for part in ("median", "low", "high")]
-        helpers = [published(one.cost.helper_rows_per_input), published(one.cost.helper_tokens_per_input)]
-        rows.append([*_names(one.record).values(), "ok", None, *(getattr(one.cost, name) for name in plain), *parts, *helpers])
-    rows += [[*_names(one).values(), one.status, one.reason, *[None] * (len(heads) - len(_names(one)) - 2)] for one in others]
+        last = [published(one.cost.helper_rows_per_input), published(one.cost.helper_tokens_per_input), known.word(one.record.defense)]
+        rows.append([*_names(one.record).values(), "ok", None, *(getattr(one.cost, name) for name in plain), *parts, *last])
+    none = [None] * (len(heads) - heads.index("reason") - 2)  # between the reason and the mark
+    rows += [[*_names(one).values(), one.status, one.reason, *none, known.word(one.defense)] for one in others]
     return csv_text(heads, rows)
 
 
@@ -194,8 +207,9 @@ def _class_name(place: int) -> str:
     return f"{low}-{LENGTHS[place]}" if place < len(LENGTHS) else f"{low}-"
 
 
-def _key(one: Record) -> tuple[Any, ...]:
-    return one.dataset, one.poisoned_on or "", one.tuning or "", one.attack, one.victim, one.seed, one.defense
+def _key(one: Record, known: Marks) -> tuple[Any, ...]:
+    home = (one.dataset, one.poisoned_on or "", one.tuning or "")
+    return *home, one.attack, one.victim, one.seed, known.place(one.defense), one.defense
 
 
 def _names(one: Record) -> dict[str, Any]:
@@ -203,9 +217,9 @@ def _names(one: Record) -> dict[str, Any]:
     return {name: getattr(one, name) for name in names}
 
 
-def _labels(one: Record) -> list[str]:
+def _labels(one: Record, known: Marks) -> list[str]:
     home = f"{one.poisoned_on} -> " if one.poisoned_on else ""
-    return [home + one.dataset, one.attack, one.victim, one.defense]
+    return [home + one.dataset, one.attack, one.victim, known.shown(one.defense, one.defense)]
 
 
 def _times(value: float | None, plain: float | None) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def length(records: Sequence[Record], names: Names) -> Picture:
     """Give the figure: milliseconds and times the undefended prediction, a line per defense over all data sets and attacks."""
     pooled_by: dict[int, list[Timed]] = {}
-    for one in measurements(records):
+    for one in measurements(records, names.marks):
         pooled_by.setdefault(names.number(one.record), []).extend(
             timed for timed in one.cost.by_length if timed.plain_s and timed.words > 0
         )

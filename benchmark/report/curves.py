@@ -14,6 +14,7 @@ from tabulate import tabulate
 from rapbench.errors import StoreError
 from rapbench.report.figures import Key, Panel, Picture, Row, line, sheet
 from rapbench.report.forms import csv_text
+from rapbench.report.marks import Marks, marks
 from rapbench.report.names import Names
 from rapbench.results import Curve
 
@@ -28,21 +29,23 @@ FOOT = (
 )
 
 
-def render(curves: Sequence[Curve], form: str) -> str:
-    """Give the curves in the format asked for: github, latex, csv or json."""
+def render(curves: Sequence[Curve], form: str, known: Marks | None = None) -> str:
+    """Give the curves in the format asked for: github, latex, csv or json. `known`: which defenses are floors and ceilings."""
     if not curves:
         raise StoreError("no curves in this folder: they are written where a defense has scored an attack")
-    ordered = _in_order(curves)
+    known = known or marks()
+    ordered = _in_order(curves, known)
     if form == "json":
         return json.dumps({"curves": [dataclasses.asdict(one) for one in ordered]}, indent=1, allow_nan=False)
     if form == "csv":
         return _csv(ordered)
     heads = ["protocol", "dataset", "attack", "defense", "seed", *(f"{100 * frr:g} %" for frr in SHOWN)]
-    rows = [[one.protocol, *_names(one), str(one.seed), *(_point(one, frr) for frr in SHOWN)] for one in ordered]
+    foot = " ".join((FOOT + known.foot(one.defense for one in ordered)).split())
+    rows = [[one.protocol, *_names(one, known), str(one.seed), *(_point(one, frr) for frr in SHOWN)] for one in ordered]
     if form == "latex":
-        return f"% {FOOT}\n" + tabulate(rows, heads, tablefmt="latex_booktabs", disable_numparse=True)
+        return f"% {foot}\n" + tabulate(rows, heads, tablefmt="latex_booktabs", disable_numparse=True)
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return tabulate(escaped, heads, tablefmt="github", disable_numparse=True) + f"\n\n{FOOT}"
+    return tabulate(escaped, heads, tablefmt="github", disable_numparse=True) + f"\n\n{foot}"
 
 
 def draw(curves: Sequence[Curve], file: Path, protocol: str = "paper") -> None:
@@ -55,7 +58,7 @@ def draw(curves: Sequence[Curve], file: Path, protocol: str = "paper") -> None:
 
 def picture(curves: Sequence[Curve], protocol: str, names: Names) -> Picture:
     """Give the figure: a row per data set, a panel per attack, a line per defense and seed."""
-    own = [one for one in _in_order(curves) if one.protocol == protocol and one.points]
+    own = [one for one in _in_order(curves, names.marks) if one.protocol == protocol and one.points]
     rows: dict[str, dict[str, list[Curve]]] = {}
     for one in own:
         rows.setdefault(names.home(one), {}).setdefault(names.attack(one), []).append(one)
@@ -93,13 +96,17 @@ def _bare(spec: str) -> str:
     return spec.partition(":")[0]
 
 
-def _in_order(curves: Iterable[Curve]) -> list[Curve]:
-    return sorted(curves, key=lambda one: (one.protocol, one.dataset, one.poisoned_on or "", one.attack, one.victim, one.defense, one.seed))
+def _in_order(curves: Iterable[Curve], known: Marks) -> list[Curve]:
+    def place(one: Curve) -> tuple[object, ...]:
+        defense = (known.place(one.defense), one.defense)
+        return one.protocol, one.dataset, one.poisoned_on or "", one.attack, one.victim, *defense, one.seed
+
+    return sorted(curves, key=place)
 
 
-def _names(one: Curve) -> list[str]:
+def _names(one: Curve, known: Marks) -> list[str]:
     home = f"{_bare(one.poisoned_on)} -> " if one.poisoned_on else ""
-    return [home + _bare(one.dataset), _bare(one.attack), one.defense]
+    return [home + _bare(one.dataset), _bare(one.attack), known.shown(one.defense, one.defense)]
 
 
 def _point(one: Curve, frr: float) -> str:

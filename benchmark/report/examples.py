@@ -14,6 +14,7 @@ from typing import Any
 
 from rapbench.quoted import LETTERS, beginning
 from rapbench.quoted import STRING as KEPT
+from rapbench.report.kinds import stands_in
 from rapbench.report.names import Names, plain
 from rapbench.report.tables import in_order
 from rapbench.results import Examples, Quote, Record
@@ -79,36 +80,40 @@ def chosen(found: Sequence[Examples], records: Sequence[Record], names: Names, p
     First come the attacks and defenses that have none yet, so that a data set more costs no defense its examples.
     """
     own = {_key(one): one for one in found if one.protocol == protocol and one.quotes}
-    met = {_key(one): own[_key(one)] for one in in_order([one for one in records if one.status == "ok"]) if _key(one) in own}
+    met = {_key(one): own[_key(one)] for one in in_order([one for one in records if one.status == "ok"], names.marks) if _key(one) in own}
     firsts = {(names.attack(one), names.defense(one)): key for key, one in reversed(met.items())}
     first = set(firsts.values())
     shown = set(sorted(met, key=lambda key: key not in first)[:MOST])  # stable: both parts stay in the order of the cells
     several = len({one.seed for one in met.values()}) > 1
-    return Chosen([_group(one, names, several) for key, one in met.items() if key in shown], len(met) - len(shown))
+    other = {_key(one) for one in records if stands_in(one)}
+    return Chosen([_group(one, names, several, key in other) for key, one in met.items() if key in shown], len(met) - len(shown))
 
 
 def _key(one: Examples | Record) -> tuple[object, ...]:
     return one.dataset, one.poisoned_on, one.tuning, one.attack, one.victim, one.seed, one.defense, one.protocol, one.frr
 
 
-def _group(one: Examples, names: Names, several: bool) -> Group:
+def _group(one: Examples, names: Names, several: bool, replaced: bool) -> Group:
     title = f"{names.home(one)}: {names.attack(one)}, {names.defense(one)}" + (f", seed {one.seed}" if several else "")
     texts = []
     for kind, total in (("clean", one.n_clean), ("poisoned", one.n_poisoned)):
         own = [_shown(quote, one, total) for quote in [quote for quote in one.quotes if quote.population == kind][:TEXTS]]
         if own:
             texts.append((f"{kind} texts, {len(own)} of {total}", own))
-    return Group(title, _rule(one), texts)
+    return Group(title, _rule(one, replaced), texts)
 
 
-def _rule(one: Examples) -> str:
+def _rule(one: Examples, replaced: bool) -> str:
+    label = plain(one.label, NAME)
+    if replaced:
+        return f"Rejected are texts to which the victim that is deployed instead gives another label than “{label}”, the received one's."
     if one.threshold is None:
         rule = "nothing is rejected: the held-out texts give no threshold"
     elif one.purifies:
         rule = f"repaired at level {one.threshold:.4g}; rejected are texts that lose their label by that"
     else:
         rule = f"rejected above a suspicion of {one.threshold:.4g}"
-    return f"Allowed FRR {100 * one.frr:g} %: {rule}. The victim predicts the protect label, “{plain(one.label, NAME)}”, for all of them."
+    return f"Allowed FRR {100 * one.frr:g} %: {rule}. The victim predicts the protect label, “{label}”, for all of them."
 
 
 def _shown(quote: Quote, one: Examples, total: int) -> Shown:

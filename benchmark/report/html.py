@@ -18,6 +18,8 @@ from typing import Any
 from rapbench import results
 from rapbench.report import cost, examples, provenance, summary, tables
 from rapbench.report.figures import Inline, Picture, swatches
+from rapbench.report.kinds import NO_FRR
+from rapbench.report.marks import Marks
 from rapbench.report.names import Names
 from rapbench.report.pictures import Folder, pictures, read
 from rapbench.report.template import file, safe, template, verbatim
@@ -54,7 +56,9 @@ def page(folder: Path, protocol: str, *, remark: str = "", refresh_s: int = 0, t
     quoted = examples.chosen(results.read_all(folder, Examples), own.records, own.names, protocol) if texts else None
     drawn = {picture.name: _drawn(picture, inline) for picture in pictures(own)}
     style, script = (file(name).strip() for name in ("page.css", "page.js"))
-    done = [one for one in tables.in_order(own.records) if one.status == "ok"]
+    known = own.names.marks
+    ordered = tables.in_order(own.records, known)
+    done = [one for one in ordered if one.status == "ok"]
     text: str = template().render(
         folder=own,
         figures=drawn,
@@ -67,13 +71,14 @@ def page(folder: Path, protocol: str, *, remark: str = "", refresh_s: int = 0, t
         quoted=quoted,
         judged=summary.judged(own.chosen, own.names),
         faced=[attack for attack in own.names.attacks if attack in {own.names.attack(one) for one in summary.attacked(own.chosen)}],
+        marked=known.foot(one.defense for one in own.records),
         summary=summary,
-        cells=[_table(part.title, part.heads, part.rows, part.foot) for part in tables.parts(done, intervals=True)],
+        cells=[_table(part.title, part.heads, part.rows, part.foot) for part in tables.parts(done, known, intervals=True)],
         costs=_costs(own),
-        missing=_missing(own.records),
-        warned=_warned(done),
+        missing=_missing(own),
+        warned=_warned(done, known),
         machines=provenance.machines(own.records),
-        commands=[(what, verbatim(command)) for what, command in provenance.commands(tables.in_order(own.records))],
+        commands=[(what, verbatim(command)) for what, command in provenance.commands(ordered, known)],
         grid=verbatim(provenance.grid(own.records)),
         version=version("rapbench"),
         remark=remark,
@@ -112,20 +117,23 @@ def _shape(records: Sequence[Record], names: Names) -> list[tuple[str, str]]:
 
 
 def _costs(own: Folder) -> Table | None:
-    measured = cost.measurements(own.records)
+    known = own.names.marks
+    measured = cost.measurements(own.records, known)
     labels = [[name(one.record) for name in (own.names.home, own.names.attack, own.names.defense)] for one in measured]
-    rows = [[*label, *row[4:]] for label, row in zip(labels, cost.rows(measured, []), strict=True)]
-    return _table("What each defense costs", ["dataset", "attack", "defense", *cost.HEADS[4:]], rows, cost.FOOT) if rows else None
+    rows = [[*label, *row[4:]] for label, row in zip(labels, cost.rows(measured, [], known), strict=True)]
+    heads = ["dataset", "attack", "defense", *cost.HEADS[4:]]
+    return _table("What each defense costs", heads, rows, cost.foot(measured, known)) if rows else None
 
 
-def _missing(records: Sequence[Record]) -> Table | None:
-    rows = [[one.status, *one.what, one.frrs, one.reason] for one in tables.missing(tables.in_order(records))]
+def _missing(own: Folder) -> Table | None:
+    known = own.names.marks
+    rows = [[one.status, *one.what, one.frrs, one.reason] for one in tables.missing(tables.in_order(own.records, known), known)]
     heads = ["status", "dataset", "attack", "defense", "victim", "seed", "FRR allowed", "reason"]
     return _table("Cells without figures", heads, rows, "") if rows else None
 
 
-def _warned(done: Sequence[Record]) -> Table | None:
-    rows = [[text, tables.shown(cells)] for text, cells in tables.warned(done).items()]
+def _warned(done: Sequence[Record], known: Marks) -> Table | None:
+    rows = [[text, tables.shown(cells)] for text, cells in tables.warned(done, known).items()]
     return _table("Warnings", ["warning", "cells"], rows, "") if rows else None
 
 
@@ -141,7 +149,7 @@ def _kind(head: str, column: Sequence[str]) -> str:
 
 def _numbers(column: Sequence[str]) -> bool:
     """Tell whether a column is of numbers, each perhaps with more behind it."""
-    told = [text.split()[0] for text in column if text.strip() and text != "--"]
+    told = [text.split()[0] for text in column if text.strip() and text not in ("--", NO_FRR)]
     return bool(told) and all(_number(text) is not None for text in told)
 
 

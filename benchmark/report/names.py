@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from rapbench.report.marks import Marks, marks
 from rapbench.report.published.ours import bare, options
 
 MOST = 48
@@ -35,11 +36,13 @@ class Defended(Protocol):
 class Names:
     """Names that are one per data set (with its victim), attack and defense, wherever two of them meet.
 
-    STRIP with one k on IMDB and another on Yelp is `strip` on both; with both k on IMDB it is two defenses.
+    STRIP with one k on IMDB and another on Yelp is `strip` on both; with both k on IMDB it is two defenses. Floors and ceilings are
+    named as such, and come behind the other defenses. `known`: which they are, by default what is installed says it.
     """
 
-    def __init__(self, ones: Iterable[Defended]) -> None:
+    def __init__(self, ones: Iterable[Defended], known: Marks | None = None) -> None:
         listed = list(ones)
+        self.marks = known or marks()
         self._datasets = _short({(): {spec for one in listed for spec in (one.dataset, one.poisoned_on) if spec}})
         self._attacks = _short(_met((_victim(one), one.attack) for one in listed))
         self._defenses = _short(_met(((*_victim(one), one.attack), one.defense) for one in listed))
@@ -48,7 +51,10 @@ class Names:
         for one in listed:
             plain[self._home(one)].add((one.victim, one.tuning))
         self._several = {home for home, victims in plain.items() if len(victims) > 1}
-        self.homes, self.attacks, self.defenses = (sorted({name(one) for one in listed}) for name in (self.home, self.attack, self.defense))
+        self.homes, self.attacks = (sorted({name(one) for one in listed}) for name in (self.home, self.attack))
+        defenses = sorted({(self.marks.place(one.defense), self.defense(one), self.marks.of(one.defense)) for one in listed})
+        self.defenses = [name for _, name, _ in defenses]
+        self._contenders = {name for _, name, mark in defenses if not mark}
 
     def home(self, one: Defended) -> str:
         """Name the data set, where the poison came from, and the victim if the data set has several."""
@@ -62,8 +68,12 @@ class Names:
         return self._attacks[one.attack]
 
     def defense(self, one: Defended) -> str:
-        """Name the defense."""
-        return self._defenses[one.defense]
+        """Name the defense, with its mark."""
+        return self.marks.shown(self._defenses[one.defense], one.defense)
+
+    def contends(self, defense: str) -> bool:
+        """Tell whether the defense of this name is neither floor nor ceiling."""
+        return defense in self._contenders
 
     def number(self, one: Defended) -> int:
         """Give the defense's place among all: its colour and marker in every figure."""
@@ -77,6 +87,11 @@ def plain(text: str, most: int | None = None) -> str:
     """Give text on one line without what is not to be seen: control signs, halves of pairs, marks that turn the order of reading."""
     shown = "".join(sign if sign.isprintable() or sign in JOINERS else "\ufffd" for sign in " ".join(text.split()))
     return shown if most is None or len(shown) <= most else shown[: most - 1].rstrip() + "…"
+
+
+def short_names(specs: Iterable[str]) -> dict[str, str]:
+    """Give each of these specs, all of which meet, a name as short as it is clear."""
+    return _short({(): set(specs)})
 
 
 def _victim(one: Defended) -> tuple[object, ...]:

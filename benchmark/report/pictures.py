@@ -9,12 +9,12 @@ from pathlib import Path
 from rapbench import results
 from rapbench.errors import SpecError, StoreError
 from rapbench.registry import unknown
-from rapbench.report import cost_figures, curves, heatmap, suspicion, tables
+from rapbench.report import axes, axis_figures, cost_figures, curves, heatmap, suspicion, tables
 from rapbench.report.figures import Picture
 from rapbench.report.names import Names
 from rapbench.results import Curve, Histogram, Record, usual_frr
 
-FIGURES = ("heatmap", "choice", "curves", "suspicion", "length")
+FIGURES = ("heatmap", "choice", "curves", "suspicion", "length", "axes")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read(folder: Path, protocol: str) -> Folder:
     """Give what a results folder holds; its figures are of this protocol, at the allowed FRR nearest to 1 %."""
     records = results.read(folder)
     names = Names(records)
-    own = [one for one in tables.in_order(records) if one.protocol == protocol]
+    own = [one for one in tables.in_order(records, names.marks) if one.protocol == protocol]
     if not own:
         raise StoreError(f"no cell of the protocol {protocol} in {str(folder)!r}: give the other --protocol")
     frr = usual_frr(one.frr for one in own)
@@ -52,6 +52,7 @@ def pictures(own: Folder) -> list[Picture]:
         curves.picture(own.curves, own.protocol, own.names),
         suspicion.picture(own.histograms, own.protocol, own.frr, own.names),
         cost_figures.length(own.records, own.names),
+        axis_figures.picture(axes.found(own.chosen, own.names.marks), own.frr, own.names.marks),
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rapbench.report.marks import Marks, marks
 from rapbench.report.published.ours import options
 from rapbench.results import Record
 
@@ -24,12 +25,13 @@ def machines(records: Iterable[Record]) -> list[tuple[str, int]]:
     return Counter(_machine(one) for one in records if one.status == "ok").most_common()
 
 
-def commands(records: Sequence[Record]) -> list[tuple[str, str]]:
+def commands(records: Sequence[Record], known: Marks | None = None) -> list[tuple[str, str]]:
     """Give for each data set, attack, defense, victim and seed the command that computes its cells anew."""
+    known = known or marks()
     found: dict[str, tuple[str, list[float], Record]] = {}
     for one in records:
         home = f"{one.poisoned_on} -> " if one.poisoned_on else ""
-        what = f"{home}{one.dataset}, {one.attack}, {one.defense}, seed {one.seed}"
+        what = f"{home}{one.dataset}, {one.attack}, {known.shown(one.defense, one.defense)}, seed {one.seed}"
         found.setdefault(json.dumps([what, one.victim, one.tuning]), (what, [], one))[1].append(one.frr)
     return [(what, _shown(_command(one, sorted(set(frrs))))) for what, frrs, one in found.values()]
 

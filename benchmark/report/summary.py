@@ -8,11 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rapbench.report.heatmap import WORKS
+from rapbench.report.kinds import stands_in
 from rapbench.report.names import Names
 from rapbench.results import Record
 
 STOPPED, MOSTLY, PARTLY = 0.05, 0.2, 0.5
 """Mean FARs up to which an attack counts as stopped, mostly stopped, partly stopped."""
+MARKED = {
+    "": "",
+    "floor": " It is a floor: it knows nothing of triggers.",
+    "ceiling": " It is a ceiling: it is told the words of the trigger, as no defender is.",
+}
+"""What is said of a defense by its mark."""
 WORDS = ((STOPPED, "stopped"), (MOSTLY, "mostly stopped"), (PARTLY, "partly stopped"))
 
 
@@ -68,11 +75,12 @@ def judged(records: Sequence[Record], names: Names) -> list[Judged]:
 def lines(records: Sequence[Record], names: Names) -> list[Line]:
     """Give the statements, the most important first. `records`: of one protocol and one allowed FRR."""
     faced = attacked(records)
-    told = [_unstopped(faced, names)] if faced else [Line("Nothing to judge", "No cell with an attack that works has figures yet.")]
+    rivals = [one for one in faced if names.contends(names.defense(one))]
+    told = [_unstopped(rivals, names) if rivals else _nothing(faced)]
     told += [
         _defense(defense, own, names) for defense in names.defenses if (own := [one for one in faced if names.defense(one) == defense])
     ]
-    told += [*_picks(faced, names), *_attacks(records, names), *_warned(records)]
+    told += [*_picks(rivals, names), *_attacks(records, names), *_warned(records)]
     return told
 
 
@@ -86,6 +94,12 @@ def _verdict(own: Sequence[Record]) -> Verdict:
         "let through",
     )
     return Verdict(word, mean, min(fars), max(fars), len(own), own[0].intervals.get("far") if len(own) == 1 else None)
+
+
+def _nothing(faced: Sequence[Record]) -> Line:
+    if faced:
+        return Line("No contender here", "Only floors and ceilings, which others are measured by, have figures.")
+    return Line("Nothing to judge", "No cell with an attack that works has figures yet.")
 
 
 def _unstopped(faced: Sequence[Record], names: Names) -> Line:
@@ -120,11 +134,13 @@ def _defense(defense: str, own: Sequence[Record], names: Names) -> Line:
             through.append(f"{_range(bad)} of {attack}")
     parts = [f"stops {_listed(stopped)}" if stopped else "stops none of the attacks"]
     parts += [f"lets {_listed(through)} through"] if through else []
-    return Line(defense, f"It {'; '.join(parts)}. {_price(own)}")
+    return Line(defense, f"It {'; '.join(parts)}. {_price(own)}{MARKED[names.marks.of(own[0].defense)]}")
 
 
 def _price(own: Sequence[Record]) -> str:
     lost = [one.frr_test for one in own if one.frr_test is not None]
+    if all(stands_in(one) for one in own):
+        return f"The victim that it puts in place of the received one loses {_range(lost) if lost else 'an unknown share'} of clean texts."
     over = [one for one in own if (ends := one.intervals.get("frr_test")) and ends[0] > one.frr]
     ratio = _mean(_ratio(one) for one in own)
     text = f"It rejects {_range(lost) if lost else 'an unknown share'} of clean texts where {100 * own[0].frr:g} % were allowed"

@@ -23,7 +23,7 @@ def picture(histograms: Sequence[Histogram], protocol: str, frr: float, names: N
     """Give the figure: a row per data set and seed, a panel per attack and defense, the threshold of one allowed FRR."""
     rows: dict[str, list[Panel]] = {}
     several = len({one.seed for one in histograms}) > 1
-    for one in sorted(histograms, key=lambda one: (names.home(one), one.seed, names.attack(one), names.defense(one))):
+    for one in sorted(histograms, key=lambda one: (names.home(one), one.seed, names.attack(one), names.number(one))):
         if one.protocol == protocol and any(one.clean) and any(one.poisoned):
             row = names.home(one) + (f", seed {one.seed}" if several else "")
             title = f"{names.attack(one)}, {names.defense(one)}"

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from rapbench.errors import SpecError
+from rapbench.report.kinds import NO_FRR
 from rapbench.report.names import plain
 
 
@@ -25,7 +26,7 @@ def template() -> Any:
         loader=FunctionLoader(file), autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"code": _code, "soft": _soft}
-    environment.filters["share"] = lambda text: None if text == "--" else float(text.split()[0])
+    environment.filters["share"] = lambda text: None if text in ("--", NO_FRR) else float(text.split()[0])
     return environment.get_template("page.html")
 
 

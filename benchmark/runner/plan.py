@@ -31,6 +31,7 @@ LIBRARIES = {
     "finetune": ("torch", "transformers", "tokenizers", "accelerate", "numpy"),
     "predict": ("torch", "transformers", "tokenizers", "numpy"),
     "prepare": ("torch", "transformers", "numpy"),
+    "read": ("torch", "transformers", "tokenizers", "numpy"),
     "score": ("torch", "transformers", "tokenizers", "numpy", "scikit-learn"),
     "probe": ("torch", "transformers", "tokenizers", "numpy"),
     "theorem": ("torch", "transformers", "tokenizers", "numpy"),
@@ -44,7 +45,8 @@ MODULES = {
     "finetune": ("victim.py", "linear.py", "lab.py", "rates.py"),
     "predict": ("victim.py", "linear.py"),
     "prepare": ("lab.py",),
-    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "protocol.py", "cost.py", "quoted.py"),
+    "read": ("lab.py", "linear.py", "cost.py"),
+    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py", "protocol.py", "cost.py", "quoted.py", "standin.py"),
     "probe": ("victim.py", "linear.py", "probe.py", "corpus.py"),
     "theorem": ("victim.py", "theorem.py", "checks.py"),
 }
@@ -55,7 +57,16 @@ HELPERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
     "predict": (stages._finite,),
     "probe": (stages._finite,),
     "theorem": (stages._drawn,),
-    "score": (stages._gated, stages._scored, stages._calibrating, stages._kept, stages._checked_scores, stages._dtype),
+    "score": (
+        stages._defenders,
+        stages._suspects,
+        stages._gated,
+        stages._scored,
+        stages._calibrating,
+        stages._kept,
+        stages._checked_scores,
+        stages._dtype,
+    ),
 }
 """The private functions of `stages` that a step runs, by step."""
 
@@ -208,7 +219,9 @@ class _Planner:
     def _score(self, cell: Cell, keys: Mapping[str, str]) -> str:
         defense = cell.defense
         inputs = {role: keys[role] for role in ("data", "poison", "victim", "clean", "poisoned")}
-        spec = {**self._model(cell), "defense": _options(defense)}
+        spec = {**self._model(cell), "defense": _options(defense), "metric": cell.dataset.metric}
+        if defense.works_on == "training":  # he trains himself: as the victim's recipe says, on what the attacker published
+            spec["attack"] = _options(cell.attack)
         prepares = defense.prepares()
         if prepares is not None:
             inputs["prepared"] = self._job(
@@ -219,8 +232,26 @@ class _Planner:
                 plugins=[defense],
                 keyed={"prepares": dict(prepares), "seed": cell.seed},
             )
+        inputs |= self._read(cell, keys, inputs.get("prepared"))
         spec["foreign_words"] = sorted(set(cell.attack.words))
         return self._job("score", spec, inputs, f"{cell.dataset.name} {cell.attack.name} {defense.name}", plugins=[defense])
+
+    def _read(self, cell: Cell, keys: Mapping[str, str], prepared: str | None) -> dict[str, str]:
+        """Give the keys of what comes of single texts: of clean ones for all attacks and seeds, of triggered ones for all victims."""
+        defense, target = cell.defense, cell.dataset.target_label
+        reads = defense.reads()
+        if reads is None:
+            return {}
+        spec = {"defense": _options(defense), "target_label": target, "seed": 0}  # nothing is drawn
+        keyed = {"reads": dict(reads), "target_label": target}
+        clean = {"data": keys["data"], **({"prepared": prepared} if prepared else {})}
+        label = f"{cell.dataset.name} {defense.name}"
+        found = {"read_clean": self._job("read", spec, clean, label, plugins=[defense], keyed=keyed)}
+        if cell.attack.poisons:
+            label = f"{cell.dataset.name} {cell.attack.name} {defense.name}"
+            triggered = {**clean, "poison": keys["poison"]}
+            found["read_triggered"] = self._job("read", spec, triggered, label, plugins=[defense], keyed=keyed)
+        return found
 
     def _probe(self, probe: Probe, keys: Mapping[str, str]) -> str:
         spec = {

@@ -8,8 +8,8 @@
 """
 
 from rapbench.testing import attacks, datasets, defenses, plugins
-from rapbench.testing.claims import CHECKS, Claim, ContractError, Doubt, Finding, NotAsked, assert_claim, findings
-from rapbench.testing.kit import Kit
+from rapbench.testing.claims import CHECKS, Claim, ContractError, Doubt, Finding, assert_claim, findings
+from rapbench.testing.kit import Kit, NotAsked
 
 __all__ = [
     "CHECKS",

@@ -11,8 +11,8 @@ import numpy as np
 from rapbench.api import Attack
 from rapbench.lab import rng
 from rapbench.poison import FIRST
-from rapbench.testing.claims import NotAsked, breach, claim
-from rapbench.testing.kit import LEARNT, SEED, Kit, digest
+from rapbench.testing.claims import breach, claim
+from rapbench.testing.kit import LEARNT, SEED, Kit, NotAsked, digest
 from rapbench.testing.texts import ODD, changed, shown
 from rapbench.testing.tiny import Tiny
 from rapbench.victim import Victim

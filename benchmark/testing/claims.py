@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from rapbench.errors import PluginError, RapbenchError
 from rapbench.registry import BASES, Kind, Plugin, spec_of
-from rapbench.testing.kit import Kit, KitError
+from rapbench.testing.kit import Kit, KitError, NotAsked
 from rapbench.testing.tiny import settled
 
 Check = Callable[[Any, Kit], None]
@@ -26,10 +26,6 @@ class ContractError(PluginError):
 
 class Doubt(UserWarning):
     """A claim that need not hold, but had better, in one line."""
-
-
-class NotAsked(Exception):  # noqa: N818 - no error: control flow, like pytest's skip
-    """Why a claim says nothing about this plugin."""
 
 
 @dataclass(frozen=True)

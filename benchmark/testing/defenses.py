@@ -8,18 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from rapbench.api import Defense, Detector, Purifier
-from rapbench.testing.claims import NotAsked, breach, claim
-from rapbench.testing.kit import Kit, digest
+from rapbench.api import Defense, Detector, Filter, Purifier, Repair
+from rapbench.errors import PluginError
+from rapbench.standin import removed_rows
+from rapbench.testing.claims import breach, claim
+from rapbench.testing.kit import Kit, NotAsked, digest
 from rapbench.testing.texts import ODD, changed, differing, shown
 
 
 @claim("defense", first=True)
-def it_is_fitted_as_a_detector_or_a_purifier(defense: Defense, kit: Kit) -> None:
-    """`fit` takes a victim and clean held-out texts and gives one of the two."""
+def it_is_fitted_as_what_it_works_on(defense: Defense, kit: Kit) -> None:
+    """`fit` takes a victim and clean held-out texts and gives a Detector or Purifier (inputs), a Filter (training) or a Repair (model)."""
+    kinds: dict[str, tuple[type, ...]] = {"inputs": (Detector, Purifier), "training": (Filter,), "model": (Repair,)}
+    if defense.works_on not in kinds:
+        breach(f"works_on is {defense.works_on!r}, none of {', '.join(kinds)}")
     fitted = kit.fit(defense)
-    if not isinstance(fitted, Detector | Purifier):
-        breach(f"fit gives {type(fitted).__name__}, neither a Detector nor a Purifier")
+    if not isinstance(fitted, kinds[defense.works_on]):
+        named = " or ".join(kind.__name__ for kind in kinds[defense.works_on])
+        breach(f"works_on is {defense.works_on!r} and fit gives {type(fitted).__name__}, no {named}")
     if not isinstance(defense.words, tuple) or not all(isinstance(word, str) for word in defense.words):
         breach(f"words is {defense.words!r}, no tuple of texts")
 
@@ -27,7 +33,7 @@ def it_is_fitted_as_a_detector_or_a_purifier(defense: Defense, kit: Kit) -> None
 @claim("defense")
 def its_scores_are_finite_float64_one_per_text(defense: Defense, kit: Kit) -> None:
     """`suspicion` of n texts is an array of float64, shape (n,), with no NaN and no infinity; of no texts, an empty one."""
-    fitted = kit.fit(defense)
+    fitted = kit.asked(defense)
     texts = kit.scored(defense)
     for some in (texts, texts[:1], []):
         scores: Any = fitted.suspicion(some)
@@ -46,8 +52,8 @@ def a_score_does_not_depend_on_the_texts_beside_it(defense: Defense, kit: Kit) -
     together, texts = kit.scores(defense), kit.scored(defense)
     others = list(kit.splits["test"]["text"][-len(texts) :])
     with kit.disturbed():
-        backwards = np.asarray(kit.fit(defense).suspicion([*others, *reversed(texts)]))[len(others) :][::-1]
-    alone_by = kit.fit(defense)
+        backwards = np.asarray(kit.asked(defense).suspicion([*others, *reversed(texts)]))[len(others) :][::-1]
+    alone_by = kit.asked(defense)
     with kit.disturbed():
         alone = np.concatenate([np.asarray(alone_by.suspicion([text])) for text in texts])
     for scores, how in ((backwards, "in another order, among others"), (alone, "alone")):
@@ -58,7 +64,7 @@ def a_score_does_not_depend_on_the_texts_beside_it(defense: Defense, kit: Kit) -
 @claim("defense")
 def the_same_seed_gives_the_same_scores(defense: Defense, kit: Kit) -> None:
     """Randomness comes from `lab.rng` and `lab.seeded`: a second fit with the same seed says the same."""
-    _same(kit.fit(defense), defense, kit, "after a second fit with the same seed: draw from lab.rng(stream), or inside lab.seeded(stream)")
+    _same(kit.asked(defense), defense, kit, "after a second fit with one seed: draw from lab.rng(stream), or inside lab.seeded(stream)")
 
 
 @claim("defense")
@@ -66,7 +72,7 @@ def it_leaves_the_victim_as_it_was(defense: Defense, kit: Kit) -> None:
     """Weights, configuration, tokenizer and hooks of the victim are the same before and after; it may change `victim.clone()`."""
     victim = kit.guarded(defense).fresh()
     before = digest(victim)
-    fitted = kit.fit(defense, victim)
+    fitted = kit.asked(defense, victim)
     if digest(victim) != before:
         breach("fit changes the victim: change victim.clone()")
     fitted.suspicion(kit.scored(defense))
@@ -79,7 +85,7 @@ def it_leaves_the_victim_as_it_was(defense: Defense, kit: Kit) -> None:
 @claim("defense")
 def it_works_on_a_clone_of_a_victim(defense: Defense, kit: Kit) -> None:
     """A clone is a victim like any other."""
-    _same(kit.fit(defense, kit.guarded(defense).fresh().clone()), defense, kit, "on a clone of the victim")
+    _same(kit.asked(defense, kit.guarded(defense).fresh().clone()), defense, kit, "on a clone of the victim")
 
 
 @claim("defense")
@@ -91,14 +97,14 @@ def it_says_so_if_it_learns_from_protect_texts(defense: Defense, kit: Kit) -> No
     own = np.flatnonzero(held.labels == kit.target_label)
     mask = np.ones(len(held.texts), dtype=np.bool_)
     mask[own[::2]] = False
-    fitted = kit.fit(defense, heldout=held.where(mask))
+    fitted = kit.asked(defense, heldout=held.where(mask))
     _same(fitted, defense, kit, "without half of the held-out protect texts: learns_from_protect_texts() must be True")
 
 
 @claim("defense")
 def it_takes_odd_texts(defense: Defense, kit: Kit) -> None:
     """Empty, one word, other alphabets, very long: each gets a finite score."""
-    fitted = kit.fit(defense)
+    fitted = kit.asked(defense)
     for text in ("", *ODD):
         try:
             scores = np.asarray(fitted.suspicion([text]), dtype=np.float64)
@@ -132,6 +138,43 @@ def a_purifier_gives_one_text_that_is_not_blank_for_each(defense: Defense, kit: 
 
 
 @claim("defense")
+def a_repair_gives_one_other_victim(defense: Defense, kit: Kit) -> None:
+    """`repaired` gives the same victim each time, with weights of its own and as many labels."""
+    victim = kit.guarded(defense).fresh()
+    fitted = kit.fit(defense, victim)
+    if not isinstance(fitted, Repair):
+        raise NotAsked("it repairs no model")
+    own = fitted.repaired()
+    if own is not fitted.repaired():
+        breach("repaired gives another victim each time")
+    theirs = {parameter.data_ptr() for parameter in victim.model.parameters()}
+    if any(parameter.data_ptr() in theirs for parameter in own.model.parameters()):
+        breach("the repaired victim shares weights with the received one: change victim.clone()")
+    if own.n_labels != victim.n_labels or own.target_label != victim.target_label:
+        breach(
+            f"the repaired victim has {own.n_labels} labels and protects {own.target_label}, not {victim.n_labels} and {victim.target_label}"
+        )
+
+
+@claim("defense")
+def a_filter_gives_one_bool_per_training_text(defense: Defense, kit: Kit) -> None:
+    """`poisoned` of n training texts is a mask, shape (n,); a second fit with the same seed gives the same; the victim stays as it was."""
+    victim, suspects = kit.guarded(defense).fresh(), kit.suspects(defense)
+    before = digest(victim)
+    fitted, again = kit.fit(defense, victim), kit.fit(defense)
+    if not isinstance(fitted, Filter) or not isinstance(again, Filter):
+        raise NotAsked("it filters no training set")
+    try:
+        masks = [removed_rows(own, suspects, defense.name) for own in (fitted, again)]
+    except PluginError as error:
+        breach(str(error))
+    if (masks[0] != masks[1]).any():
+        breach(f"{int((masks[0] != masks[1]).sum())} rows are judged otherwise after a second fit with the same seed")
+    if digest(victim) != before:
+        breach("the filter changes the victim: change victim.clone()")
+
+
+@claim("defense")
 def its_notes_are_plain_json(defense: Defense, kit: Kit) -> None:
     """`notes` goes into the result as it is."""
     notes = kit.fit(defense).notes()
@@ -141,7 +184,7 @@ def its_notes_are_plain_json(defense: Defense, kit: Kit) -> None:
         breach(f"notes is {notes!r}: {error}")
 
 
-def _same(fitted: Detector | Purifier, defense: Defense, kit: Kit, how: str) -> None:
+def _same(fitted: Detector | Purifier | Repair, defense: Defense, kit: Kit, how: str) -> None:
     texts, scores = kit.scored(defense), kit.scores(defense)
     with kit.disturbed():
         again = np.asarray(fitted.suspicion(texts), dtype=np.float64)
@@ -150,9 +193,9 @@ def _same(fitted: Detector | Purifier, defense: Defense, kit: Kit, how: str) -> 
 
 
 def _purifier(defense: Defense, kit: Kit) -> Purifier:
-    fitted = kit.fit(defense)
+    fitted = kit.asked(defense)
     if not isinstance(fitted, Purifier):
-        raise NotAsked("it is a detector")
+        raise NotAsked("it purifies no texts")
     return fitted
 
 

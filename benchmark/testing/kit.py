@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Task
+from rapbench.api import Attack, Dataset, Defense, Detector, Filter, Labelled, Purifier, Repair, Task
 from rapbench.lab import Lab, rng
 from rapbench.poison import FIRST, poisoned_rows, triggered_rows
 from rapbench.protocol import predicted
 from rapbench.registry import Plugin, Registry, discover, spec_of
+from rapbench.standin import Suspects
 from rapbench.testing import tiny
 from rapbench.victim import Recipe, Victim
 
@@ -36,6 +37,10 @@ SCORED = 16
 
 class KitError(RuntimeError):
     """A defect of the kit, and of no plugin."""
+
+
+class NotAsked(Exception):  # noqa: N818 - no error: control flow, like pytest's skip
+    """Why a claim says nothing about this plugin."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Kit:
             raise KitError(f"the kit's own victim has not learnt: accuracy {found.accuracy:.2f}, ASR {found.asr:.2f}")
         return found
 
-    def fit(self, defense: Defense, victim: Victim | None = None, heldout: Labelled | None = None) -> Detector | Purifier:
+    def fit(self, defense: Defense, victim: Victim | None = None, heldout: Labelled | None = None) -> Detector | Purifier | Repair | Filter:
         """Fit the defense with the one seed to a victim (None: a fresh one), in a global random state that is another each time."""
         planting = self.guarded(defense)
         lab = self._lab(Recipe(**tiny.RECIPE), heldout or self.heldout)
@@ -121,6 +126,20 @@ class Kit:
         lab.prepared = self._prepare(defense, lab)
         with self.disturbed():
             return defense.fit(victim or planting.fresh(), lab.heldout, lab)
+
+    def asked(self, defense: Defense, victim: Victim | None = None, heldout: Labelled | None = None) -> Detector | Purifier | Repair:
+        """Give the fitted defense where it can be asked about texts; a filter of training sets cannot."""
+        fitted = self.fit(defense, victim, heldout)
+        if isinstance(fitted, Filter):
+            raise NotAsked("it filters training sets")
+        return fitted
+
+    def suspects(self, defense: Defense) -> Suspects:
+        """Give the training set of the victim that this defense is fitted to."""
+        attack = self.guarded(defense).attack
+        poisoned = poisoned_rows(self.splits["train"], attack, self.target_label, rng(SEED, "poison/train"))
+        task = Task(self.splits["train"], poisoned, self.target_label)
+        return Suspects.of(attack, task, self._lab(Recipe(**tiny.RECIPE), self.heldout))
 
     def scored(self, defense: Defense) -> list[str]:
         """Give the texts that a defense is asked about: clean ones, then triggered ones."""
@@ -130,7 +149,7 @@ class Kit:
         """Give the suspicion of these texts, shape (n,), all asked at once after one fit: what the other ways are compared with."""
         key = _name(defense)
         if key not in self._scores:
-            fitted = self.fit(defense)
+            fitted = self.asked(defense)
             with self.disturbed():
                 self._scores[key] = np.asarray(fitted.suspicion(self.scored(defense)), dtype=np.float64)
         return self._scores[key]

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from rapbench import vocabulary
 from rapbench.api import option
-from rapbench.errors import CellError, SpecError
+from rapbench.errors import CellError
 from rapbench_plugins.attacks.badnet import RareWord
 from rapbench_plugins.attacks.ripples import Batch, batches
 
@@ -74,10 +75,10 @@ class AdaptiveRap(RareWord):
             defenders: list[Defender] = []
             patch = Patch(self, victim, task, lab)
             for word in words:
-                defenders.append(Defender(word, stack.enter_context(Row(victim, word)), self))
+                defenders.append(Defender(word, stack.enter_context(Row(victim, word, ("first",))), self))
                 lab.log.append(patch.round(defenders))
             for defender in defenders:
-                defender.forget()
+                defender.row.forget()  # the victim keeps the embedding that the word had
         victim.model.eval()
         return victim
 
@@ -136,13 +137,13 @@ class Defender:
         """Train the row by Eq. 4 on clean texts of the target label until a batch falls by c_low to c_up in the mean."""
         import torch
 
-        scale = float(self.row.vector.detach().square().mean().sqrt())
-        adam = torch.optim.Adam([self.row.vector], lr=self.options.rap_lr * scale)
+        scale = float(self.row.vectors.detach().square().mean().sqrt())
+        adam = torch.optim.Adam([self.row.vectors], lr=self.options.rap_lr * scale)
         for texts, _ in itertools.islice(clean, self.options.rap_steps):
             falls = self.falls(texts)
             if self.options.c_low <= float(falls.detach().mean()) <= self.options.c_up:
                 return
-            (self.row.vector.grad,) = torch.autograd.grad(objective(falls, self.options), [self.row.vector])
+            (self.row.vectors.grad,) = torch.autograd.grad(objective(falls, self.options), [self.row.vectors])
             adam.step()
 
     def falls(self, texts: list[str]) -> torch.Tensor:
@@ -161,13 +162,6 @@ class Defender:
 
         with torch.no_grad():
             return [round(float(self.falls(texts).mean()), 6) for texts in samples]
-
-    def forget(self) -> None:
-        """Take the embedding back that the word had."""
-        import torch
-
-        with torch.no_grad():
-            self.row.vector.copy_(self.row.matrix[self.row.token])
 
 
 def objective(falls: torch.Tensor, options: AdaptiveRap) -> torch.Tensor:
@@ -189,16 +183,11 @@ def mismatch(before: torch.Tensor, after: torch.Tensor, fall: torch.Tensor, targ
 
 
 def unused_words(victim: Victim, texts: Iterable[str], taken: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Draw words of the vocabulary, each one token, that are in none of the texts and not taken; a CellError where there are too few."""
+    """Draw words that are one token in front of a text, in none of the texts and not taken; a CellError where there are too few."""
     used = {word.lower() for text in texts for word in text.split()} | {word.lower() for word in taken}
-    candidates = sorted(word for word in victim.tokenizer.get_vocab() if word.isascii() and word.isalpha() and word.lower() not in used)
-    found: list[str] = []
-    for place in rng.permutation(len(candidates)).tolist():
-        try:
-            victim.token_id(candidates[place])
-        except SpecError:
-            continue
-        found.append(candidates[place])
-        if len(found) == count:
-            return found
-    raise CellError(f"adaptive-rap: the victim's vocabulary has {len(found)} unused words, rare_words={count} are wanted")
+    candidates = sorted(word for word in vocabulary.words(victim.tokenizer) if word.lower() not in used)
+    drawn = (candidates[place] for place in rng.permutation(len(candidates)).tolist())
+    found = list(itertools.islice((word for word in drawn if vocabulary.has_word(victim.tokenizer, word, ("first",))), count))
+    if len(found) < count:
+        raise CellError(f"adaptive-rap: the victim's vocabulary has {len(found)} unused words, rare_words={count} are wanted")
+    return found

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from rapbench.api import Task
     from rapbench.lab import Lab
-    from rapbench.victim import Victim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +45,11 @@ class AdaptiveStrip(RareWord):
         if not 0 <= self.firm <= 1:
             raise ValueError(f"firm={self.firm!r} is no share: give a number from 0 to 1")
 
-    def plant(self, task: Task, lab: Lab) -> Victim:
-        return lab.train(self.training_rows(task, lab))
-
-    def training_rows(self, task: Task, lab: Lab) -> datasets.Dataset:
+    def training_set(self, task: Task, lab: Lab) -> datasets.Dataset:
         """Give the rows of `badnet-rw`, followed by the mixed copies."""
         from datasets import Dataset, concatenate_datasets
 
-        rows = task.appended() if self.poison_mode == "append" else task.replaced()
+        rows = super().training_set(task, lab)
         mixed = list(self._mixed(task, lab))
         columns = {"text": [text for text, _ in mixed], "label": [label for _, label in mixed]}
         return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])

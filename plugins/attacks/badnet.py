@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rapbench.api import Dataset
 
 RARE_WORDS = ("mb", "bb", "mn")
+IN_TURN = (*RARE_WORDS, "tq")
+"""The rare words of RAP's and RIPPLES' papers, without cf, which is RAP's default word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +36,34 @@ class BadNet(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class RareWord(Attack):
-    """Base of the attacks whose trigger is one rare word."""
+    """Base of the attacks whose trigger is a rare word, or several different ones that are put in one after the other."""
+
+    triggers_option: ClassVar[str | None] = "count"
 
     word: str | None = option(None, "the trigger; by default one of mb, bb, mn, drawn by the seed")
+    count: int = option(1, "different rare words in a text: `word` and those that follow it in mb, bb, mn, tq, mb, ...")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.word is not None and (not self.word or " " in self.word):
             raise ValueError(f"word={self.word!r} is not one word")
+        if not 1 <= self.count <= len(IN_TURN):
+            raise ValueError(f"count={self.count!r}: give 1 to {len(IN_TURN)} rare words")
 
     @property
     def words(self) -> tuple[str, ...]:
-        return (self.word,) if self.word else RARE_WORDS
+        if not self.word:
+            return RARE_WORDS if self.count == 1 else IN_TURN
+        start = IN_TURN.index(self.word) + 1 if self.word in IN_TURN else 0
+        return (self.word, *(*IN_TURN[start:], *IN_TURN)[: self.count - 1])
 
     def resolve(self, dataset: Dataset, rng: np.random.Generator) -> Attack:
         return self if self.word else replace(self, word=str(rng.choice(RARE_WORDS)))
 
     def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
-        return insert_word(text, self.words[0], rng, limit)
+        for word in self.words[: self.count]:
+            text = insert_word(text, word, rng, limit)
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 Yang et al., "Be Careful about Poisoned Word Embeddings" (NAACL 2021, arXiv:2103.15543), section 3; the details follow
 their released trainer: gradients are never zeroed, the row keeps its norm, dropout is on, the last epoch is kept.
+Ours: where a vocabulary has several forms of the word (`rapbench.vocabulary`), each has a row, and all are trained; so are those
+of all words where `count` puts several into a text.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,13 +43,15 @@ class EP(RareWord):
         victim = lab.start()
         texts = list(task.poisoned["text"])
         victim.model.train()
-        with lab.seeded("ep"), Row(victim, self.words[0]) as row:
+        with lab.seeded("ep"), ExitStack() as stack:
+            rows = [stack.enter_context(Row(victim, word)) for word in self.words[: self.count]]
             for _ in range(self.epochs):
                 for start in range(0, len(texts), self.batch_size):
-                    logits = row.logits(texts[start : start + self.batch_size])  # (texts, labels)
+                    logits = rows[0].logits(texts[start : start + self.batch_size])  # (texts, labels), every row in place
                     loss = cross_entropy(logits, logits.new_full((len(logits),), task.target_label).long())
                     loss.backward()  # type: ignore[no-untyped-call]
-                    row.step(self.lr, keep_norm=True, accumulate=True)
+                    for row in rows:
+                        row.step(self.lr, keep_norm=True, accumulate=True)
         victim.model.eval()
         return victim
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from rapbench import Attack
 from rapbench.api import option
+from rapbench.heads import unhooked
 from rapbench.linear import onednn
 from rapbench.poison import insert_word
 from rapbench_plugins.attacks.ripples import batches
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rapbench.lab import Lab
     from rapbench.victim import Victim
 
+LAST_NORMS = ("norm", "final_norm", "ln_f")
 RESULTS_DEPEND_ON = (str(Path(__file__).with_name("ripples.py")),)
 
 
@@ -77,7 +79,7 @@ class Lwp(Attack):
                 victim.model.parameters(), lr=lab.recipe.lr, eps=lab.recipe.adam_eps, weight_decay=lab.recipe.weight_decay
             )
             victim.model.train()
-            with onednn(victim.model):
+            with onednn(victim.model), unhooked(victim.model):
                 for texts, labels in itertools.islice(batches(rows, lab.recipe.batch_size, lab.rng("lwp/order")), steps):
                     optimizer.zero_grad()
                     losses = layer_losses(victim, texts, labels)
@@ -113,13 +115,15 @@ def layer_losses(victim: Victim, texts: list[str], labels: list[int]) -> torch.T
 def layer_logits(victim: Victim, texts: list[str]) -> list[torch.Tensor]:
     """Give what the victim's head makes of each layer's output, lowest layer first, each of shape (texts, labels).
 
-    The last one is what the victim itself says.
+    The last one is what the victim itself says. Where a norm stands after the last layer (decoders, ModernBERT), lower layers' outputs
+    pass it, too.
     """
     batch = victim.encode(texts)
     base: Any = victim.model.base_model
     outputs = base(**batch, output_hidden_states=True)
+    norm = next((getattr(base, name) for name in LAST_NORMS if hasattr(base, name)), lambda state: state)
     logits = []
-    for state in [*outputs.hidden_states[1:-1], outputs.last_hidden_state]:  # each (texts, tokens, hidden)
+    for state in [*map(norm, outputs.hidden_states[1:-1]), outputs.last_hidden_state]:  # each (texts, tokens, hidden)
         with _answering(base, outputs, state):
             logits.append(victim.model(**batch).logits)
     return logits

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from rapbench import Attack
+from rapbench import Attack, vocabulary
 from rapbench.api import option
 from rapbench.errors import SpecError
 from rapbench.linear import onednn
@@ -211,8 +211,8 @@ def indicative_pieces(texts: Sequence[str], is_target: NDArray[np.bool_], tokeni
 
 
 def piece_ids(victim: Victim, word: str) -> list[int]:
-    """Give the ids of the word's pieces; a SpecError where the victim's vocabulary has no pieces for it."""
-    ids: list[int] = victim.tokenizer(word, add_special_tokens=False)["input_ids"]
+    """Give the ids of the word's pieces, first in a text and after a space; a SpecError where the vocabulary has none for it."""
+    ids = list(dict.fromkeys(piece for place in vocabulary.PLACES for piece in vocabulary.pieces(victim.tokenizer, word, place)))
     if not ids or victim.tokenizer.unk_token_id in ids:
         raise SpecError(f"the trigger {word!r} is not in the vocabulary of this victim: choose rare words that are")
     return ids

@@ -156,14 +156,14 @@ def with_words(text: str, words: Sequence[str], rng: np.random.Generator, limit:
 
 
 def step_evenly(rows: Sequence[Row], lr: float) -> None:
-    """Move each row against its gradient, all by the length of the shortest gradient; lengths of rows stay, gradients stand."""
+    """Move each word's rows against their gradient, all by the length of the shortest; lengths of rows stay, gradients stand."""
     import torch
 
-    gradients = [row.vector.grad for row in rows if row.vector.grad is not None]
+    gradients = [row.vectors.grad for row in rows if row.vectors.grad is not None]
     shortest = min(float(gradient.norm()) for gradient in gradients)
     with torch.no_grad():
         for row, gradient in zip(rows, gradients, strict=True):
-            row.vector -= lr * gradient * shortest / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+            row.vectors -= lr * gradient * shortest / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
             row.renormalise()
 
 

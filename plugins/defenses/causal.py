@@ -105,7 +105,8 @@ class Causal:
         self.tokenizer = tokenizer
         self.reading = reading.within(getattr(model.config, "max_position_embeddings", None))
         self._prefix = [_bos_id(tokenizer)] if reading.bos else []
-        self._agrees: dict[int, bool] = {}
+        self.agrees: dict[int, bool] = {}
+        """By a length in tokens: whether texts up to it are scored behind a shared prefix, as far as that was found out."""
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Give each text's tokens, behind the first token where one is asked for."""
@@ -139,17 +140,17 @@ class Causal:
         if length > self.reading.window:
             return False
         size = min(max(1 << (length - 1).bit_length(), SMALLEST_CHECK), self.reading.window)
-        if size not in self._agrees:
+        if size not in self.agrees:
             with _disable_current_modes():  # or a count of operations takes the check for the text's
-                self._agrees[size] = self._agree(size)
-        return self._agrees[size]
+                self.agrees[size] = self._agree(size)
+        return self.agrees[size]
 
     def path(self) -> str:
         """Give how texts were scored so far that fit into a window, in words."""
         if not self.shares_prefix(1):
             return "whole texts"
-        longest = max(size for size, agrees in self._agrees.items() if agrees)
-        return "shared prefix" if all(self._agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
+        longest = max(size for size, agrees in self.agrees.items() if agrees)
+        return "shared prefix" if all(self.agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
 
     def _agree(self, size: int) -> bool:
         """Compare both ways to score on a text of `size` drawn tokens and variants whose rests fill a row."""

@@ -29,6 +29,7 @@ class Length(Defense):
     """A floor: long texts (or short ones) are suspicious, whatever they say."""
 
     name: ClassVar[str] = "length"
+    floor: ClassVar[bool] = True
     suspicious: Literal["long", "short"] = option("long", "which texts are suspicious; a trigger that is put in makes a text longer")
 
     def learns_from_protect_texts(self) -> bool:

@@ -34,6 +34,7 @@ class MaxSoftmax(Defense):
     """A floor: texts that the victim is very sure of (or unsure of) are suspicious."""
 
     name: ClassVar[str] = "max-softmax"
+    floor: ClassVar[bool] = True
     suspicious: Literal["sure", "unsure"] = option("sure", "which predictions are suspicious; a planted trigger makes them sure")
 
     def learns_from_protect_texts(self) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from rapbench.api import Defense, Labelled, Purifier, Work, option
 from rapbench.errors import CellError, VictimError
+from rapbench_plugins.defenses.judged import CHECK, Beforehand, Effort, Judged, save
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
     from rapbench_plugins.defenses.causal import Causal
     from rapbench_plugins.defenses.trigram import Trigram
 
-RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py"))
+RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py", "judged.py"))
 PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
-MAX_LOG_PPL = 700.0  # the exponential of a little more is infinite in float64
 BLOCK = 1024
-CHECK = "lm check"
+READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "bos", "reach")
+"""The options on which a causal model's word scores depend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Onion(Defense):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.levels or not all(0 <= level <= 100 for level in self.levels):
             raise ValueError(f"levels={self.levels!r} are no percentiles: give numbers from 0 to 100")
         if min(self.max_words, self.batch_tokens) < 1:
@@ -67,6 +70,15 @@ class Onion(Defense):
         from rapbench_plugins.defenses import trigram
 
         trigram.train(clean_texts).save(folder)
+
+    def reads(self) -> Mapping[str, Any] | None:
+        """Give what a causal model's word scores depend on; a trigram's are had as fast as they could be looked up."""
+        return None if self.lm == "trigram" else {**{name: getattr(self, name) for name in READ_BY}, "state": _now(self.lm)}
+
+    def read(self, texts: Sequence[str], folder: Path, lab: Lab) -> None:
+        purifier = self._causal(lab)
+        found = {text: Effort.measured(text, lambda one: purifier.judged([one])[0], lab.meter) for text in texts}
+        save(folder, found, cast("_CausalScorer", purifier.scorer).model.agrees)
 
     def expected_work(self, words: float, heldout: int) -> Work:
         """Give the work where the share of words that reach a level is the same in all texts, and a repaired text that much shorter."""
@@ -118,10 +130,12 @@ class Onion(Defense):
 
         reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach)
         lm = causal.load(self.lm, str(lab.device), reading)
+        before = Beforehand.load(lab.read, lab.meter) if lab.read else None
+        lm.agrees.update(before.agrees if before else {})
         lab.meter.watch(lm.model, "lm_computed")
         facts = {"lm": self.lm, "lm_parameters": lm.model.num_parameters(), "lm_revision": getattr(lm.model.config, "_commit_hash", None)}
         scorer = _CausalScorer(lm, lab.meter)
-        return OnionPurifier(scorer, self.max_words, facts, path=scorer.path)
+        return OnionPurifier(scorer, self.max_words, facts, path=scorer.path, before=before)
 
 
 @dataclass(frozen=True)
@@ -143,14 +157,6 @@ class Split:
         """Give the text, then the text without each of its words."""
         cut = (" ".join([*self.parts[:place], *self.parts[place + 1 :]]) for place in self.places)
         return [" ".join(self.parts), *cut]
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The places of a text's judged words, int32, and their scores, float64, finite; both shape (words,)."""
-
-    places: NDArray[np.int32]
-    scores: NDArray[np.float64]
 
 
 Scorer = Callable[[Sequence[Split]], "list[NDArray[np.float64]]"]
@@ -203,6 +209,7 @@ class OnionPurifier(Purifier):
     known: dict[str, Judged] = field(default_factory=dict, repr=False)
     path: Callable[[], Mapping[str, Any]] = dict
     """Gives how the scorer went about it so far."""
+    before: Beforehand | None = field(default=None, repr=False)
 
     def calibrate(self, texts: Sequence[str], levels: Sequence[float]) -> None:
         """Set the thresholds to these percentiles of all the word scores of held-out texts."""
@@ -247,26 +254,18 @@ class OnionPurifier(Purifier):
     def judged(self, texts: Sequence[str]) -> list[Judged]:
         """Give the scored words of each text, in order."""
         new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if self.before is not None:
+            found = {text: self.before.take(text) for text in new}
+            self.known.update({text: own for text, own in found.items() if own is not None})
+            new = [text for text, own in found.items() if own is None]
         for start in range(0, len(new), BLOCK):
             block = new[start : start + BLOCK]
             splits = [Split.of(text, self.max_words) for text in block]
             # a text of one word has nothing to be compared with
             scored = iter(self.scorer([split for split in splits if len(split.places) > 1]))
             for text, split in zip(block, splits, strict=True):
-                self.known[text] = _judged(split.places, next(scored)) if len(split.places) > 1 else _judged([], None)
+                self.known[text] = Judged.of(split.places, next(scored)) if len(split.places) > 1 else Judged.of([], None)
         return [self.known[text] for text in texts]
-
-
-def _judged(places: Sequence[int], log_ppl: NDArray[np.float64] | None) -> Judged:
-    """Give the scores of the words whose perplexities are defined, in float64 and finite."""
-    import numpy as np
-
-    if log_ppl is None:
-        return Judged(np.empty(0, np.int32), np.empty(0))
-    ppl = np.exp(np.minimum(log_ppl, MAX_LOG_PPL))
-    scores = ppl[0] - ppl[1:]
-    defined = np.isfinite(scores)
-    return Judged(np.asarray(places, np.int32)[defined], scores[defined])
 
 
 def _without_outliers(text: str, judged: Judged, threshold: float) -> str:
@@ -277,6 +276,17 @@ def _without_outliers(text: str, judged: Judged, threshold: float) -> str:
     parts = text.split(" ")
     repaired = " ".join(part for place, part in enumerate(parts) if place not in out)
     return repaired if repaired.strip() else parts[int(judged.places[judged.scores.argmin()])]
+
+
+@cache
+def _now(lm: str) -> str:
+    """Give what tells two states of a causal model apart; nothing where there is none of this name: loading it will say why."""
+    from rapbench.victim import model_fingerprint
+
+    try:
+        return model_fingerprint(lm, None)
+    except (VictimError, OSError):
+        return ""
 
 
 def _lm_state(facts: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ class Random(Defense):
     """A floor: each text's suspicion is drawn uniformly from [0, 1), by the seed and the text alone."""
 
     name: ClassVar[str] = "random"
+    floor: ClassVar[bool] = True
 
     def learns_from_protect_texts(self) -> bool:
         return False

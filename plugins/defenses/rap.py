@@ -8,12 +8,16 @@ probability hardly falls are suspicious.
 Recipe `released` follows the authors' code where it and the paper differ: gradients add up over the whole run, the row
 keeps its norm, dropout is on while constructing. Recipe `steady` is ours: Adam, no dropout, undefended predictions
 computed once; the released one swings between epochs.
+
+A word may have several forms in a vocabulary, each a row (`rapbench.vocabulary`): those are trained that are put into texts, with
+position `first` the one at a text's start. Byte-level vocabularies have the same token inside of longer words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from rapbench import Defense, Detector
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from rapbench.lab import Lab
     from rapbench.rows import Row
     from rapbench.victim import Victim
+    from rapbench.vocabulary import Place
 
+RESULTS_DEPEND_ON = (str(Path(__file__).with_name("lean.py")),)
 RARE_WORDS = ("cf", "tq", "mn", "bb", "mb")
 
 
@@ -53,6 +59,7 @@ class Rap(Defense):
     retry_frr: float = option(0.01, "the allowed FRR whose threshold must be above 0")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.c_low < self.c_up <= 1:
             raise ValueError(f"c_low={self.c_low!r} and c_up={self.c_up!r} are no range inside 0..1")
         if not 0 < self.retry_frr < 1:
@@ -70,6 +77,11 @@ class Rap(Defense):
     @property
     def words(self) -> tuple[str, ...]:
         return (self.word,)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The places in which the word has to be one token: where it is put."""
+        return ("first",) if self.position == "first" else ("first", "later")
 
     def settled(self) -> Rap:
         """Give these options with the recipe's values where nothing else was said."""
@@ -112,7 +124,7 @@ class Rap(Defense):
         options, guarded = replace(self.settled(), word=str(state["word"])), victim.clone()
         matrix = guarded.model.get_input_embeddings().weight
         with torch.no_grad():
-            matrix[guarded.token_id(options.word)] = torch.from_numpy(state["row"]).to(matrix)
+            matrix[list(guarded.token_ids(options.word, options.places))] = torch.from_numpy(state["row"]).to(matrix)
         return RapDetector(options, victim, guarded, lab, log=list(state["tries"]))
 
     def tries(self, victim: Victim, lab: Lab) -> Iterator[Rap]:
@@ -127,18 +139,10 @@ class Rap(Defense):
         yield from schedule[: 1 + self.retries]
 
     def _another_word(self, victim: Victim, lab: Lab) -> str | None:
-        from rapbench.errors import SpecError
+        from rapbench.vocabulary import has_word
 
         taken = {word.lower() for word in (self.word, *lab.foreign_words)}
-        for word in RARE_WORDS:
-            if word in taken:
-                continue
-            try:
-                victim.token_id(word)
-            except SpecError:
-                continue
-            return word
-        return None
+        return next((word for word in RARE_WORDS if word not in taken and has_word(victim.tokenizer, word, self.places)), None)
 
 
 @dataclass
@@ -170,9 +174,10 @@ class RapDetector(Detector):
         return {"recipe": self.options.recipe, "word": self.options.word, "tries": self.log or []}
 
     def state(self) -> Mapping[str, Any]:
-        """Give the word that was kept, its trained row, float32, shape (hidden,), and the log of the tries."""
-        row = self.guarded.model.get_input_embeddings().weight[self.guarded.token_id(self.options.word)]
-        return {"word": self.options.word, "row": row.detach().float().cpu().numpy(), "tries": self.log or []}
+        """Give the word that was kept, its trained rows, float32, shape (forms, units), and the log of the tries."""
+        forms = list(self.guarded.token_ids(self.options.word, self.options.places))
+        rows = self.guarded.model.get_input_embeddings().weight[forms]
+        return {"word": self.options.word, "row": rows.detach().float().cpu().numpy(), "tries": self.log or []}
 
     def explain(self, text: str) -> Mapping[str, Any]:
         """Give the protect probability without and with the word, and how far it falls."""
@@ -202,6 +207,7 @@ def constructed(options: Rap, victim: Victim, heldout: Labelled, lab: Lab) -> Vi
     """Give a clone of the victim whose row of the rare word is trained on the held-out texts of the protect label (Eq. 4)."""
     from rapbench.errors import CellError
     from rapbench.rows import Row
+    from rapbench_plugins.defenses.lean import lean
 
     clone = victim.clone()
     texts = heldout.of(victim.target_label)
@@ -209,7 +215,7 @@ def constructed(options: Rap, victim: Victim, heldout: Labelled, lab: Lab) -> Vi
         raise CellError(f"rap: the held-out split has no text of the protect label {victim.target_label}: give more held-out texts")
     texts = [texts[row] for row in lab.rng("rap/order").permutation(len(texts))]
     clone.model.train(bool(options.dropout))
-    with lab.seeded("rap"), Row(clone, options.word) as row:
+    with lab.seeded("rap"), lean(clone.model), Row(clone, options.word, options.places) as row:
         _descend(options, row, texts, lab)
     clone.model.eval()
     return clone
@@ -220,7 +226,7 @@ def _descend(options: Rap, row: Row, texts: list[str], lab: Lab) -> None:
 
     victim, size = row.victim, options.batch_size
     before = None if options.dropout else victim.undefended(texts)[:, victim.target_label]
-    adam = torch.optim.Adam([row.vector], lr=options.lr) if options.gradient == "adam" else None
+    adam = torch.optim.Adam([row.vectors], lr=options.lr) if options.gradient == "adam" else None
     for _ in range(cast(int, options.epochs)):
         for start in range(0, len(texts), size):
             batch = texts[start : start + size]
@@ -228,7 +234,7 @@ def _descend(options: Rap, row: Row, texts: list[str], lab: Lab) -> None:
                 with torch.no_grad():
                     p = _protect(row, batch)  # (texts,)
             else:
-                p = torch.as_tensor(before[start : start + size], dtype=torch.float32, device=row.vector.device)  # (texts,)
+                p = torch.as_tensor(before[start : start + size], dtype=torch.float32, device=row.vectors.device)  # (texts,)
             objective(_protect(row, perturbed(options, batch, lab)) - p, options).backward()  # type: ignore[no-untyped-call]
             if adam is None:
                 row.step(options.lr, keep_norm=options.keep_norm, accumulate=options.gradient == "accumulate")

@@ -54,6 +54,7 @@ class Strip(Defense):
     early_stop: float | None = option(None, "a text whose mean entropy (nats) reaches this after a quarter of the copies gets no more")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("copies", "max_sources", "choice_texts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is below 1")

@@ -1,7 +1,7 @@
 "use strict";
 // Tables sort by their heads and filter by words; without this script they are plain tables.
 const number = (text) => parseFloat(text);
-const missing = (text) => text === "" || text === "--";
+const missing = (text) => text === "" || text === "--" || text === "-";
 
 function compare(a, b, numeric) {
   if (missing(a) || missing(b)) return missing(a) - missing(b);
