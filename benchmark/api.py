@@ -112,6 +112,9 @@ class Attack(ABC):
     can_be_finetuned: ClassVar[bool] = True
     """Whether its victim may be fine-tuned by its user before it is defended (the fine-tuning setting)."""
 
+    triggers_option: ClassVar[str | None] = None
+    """The option that says how many trigger words a text gets, for a grid's axis `triggers`; None: there is none."""
+
     poison_rate: float = option(0.1, "share of the texts that may be poisoned (non-target ones, mostly) that get a triggered copy")
     poison_mode: Literal["append", "replace"] = option("append", "whether the clean originals of the copies stay")
 

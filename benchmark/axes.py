@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from rapbench.registry import Registry, split_spec, unknown
 
 if TYPE_CHECKING:
+    from rapbench.api import Attack
     from rapbench.grid import Block
 
 Spec = str | dict[str, Any]
@@ -27,7 +28,7 @@ class Axes(BaseModel):
     poison_rate: list[float] = Field(default=[], min_length=1)
     """The option of that name of every attack that poisons."""
     triggers: list[StrictInt] = Field(default=[], min_length=1)
-    """Trigger words in a text, of the attacks that have an option for it (`count`, `word_count`); others stay as they are."""
+    """Trigger words in a text, of the attacks that have an option for it (`count`, `word_count`, `test_words`); others stay as they are."""
     epochs: list[StrictInt] = Field(default=[], min_length=1)
     """The victim's epochs of training."""
     heldout: list[StrictInt | str] = Field(default=[], min_length=1)
@@ -87,7 +88,7 @@ def _poison_rate(block: Block, value: float, registry: Registry) -> dict[str, An
 
 def _triggers(block: Block, value: int, registry: Registry) -> dict[str, Any]:
     def changed(spec: Spec) -> Spec:
-        option = getattr(registry.get("attack", split_spec(spec)[0]).cls, "triggers_option", None)
+        option = cast("type[Attack]", registry.get("attack", split_spec(spec)[0]).cls).triggers_option
         return _with(spec, option, value) if option else spec
 
     return {"attacks": [changed(spec) for spec in block.attacks]}

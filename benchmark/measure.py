@@ -344,11 +344,11 @@ def _success(cell: Cell, clean: Arrays, poisoned: Arrays, split: str) -> Rate:
 
 
 def _enough_heldout(cell: Cell, have: int) -> None:
-    """Refuse an allowed FRR of which not one of the held-out texts of the protect label, so many, would be a share."""
+    """Refuse an allowed FRR that is less than the share of one of the defender's held-out texts of the protect label, so many."""
     protect, needed = cell.dataset.target_label, protocol.heldout_needed(cell.frr)
     if have < needed:
         raise CellError(
-            f"the held-out split has {have} texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "
+            f"the defender has {have} held-out texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "
             f"give more held-out texts" + (f" or allow at least {1 / have:.4f}" if have else "")
         )
 

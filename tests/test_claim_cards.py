@@ -391,7 +391,7 @@ def test_a_claim_is_computed_again_on_data_and_a_victim_of_ones_own(rapbench, tm
     imdb, yelp = json.loads(ended.out)["claims"]
     assert imdb["here"]["state"] == "not comparable"
     by = {(one["quantity"], one["frr"]): ours for one, ours in zip(imdb["figures"], imdb["here"]["figures"], strict=True)}
-    assert by["far", 0.005]["reason"].startswith("failed: the held-out split has 150 texts")
+    assert by["far", 0.005]["reason"].startswith("failed: the defender has 150 held-out texts")
     figure = by["far", 0.01]
     record = {one.frr: one for one in results.read(tmp_path / "out") if one.protocol == "paper"}[0.01]
     assert figure["value"] == pytest.approx(100 * record.far)

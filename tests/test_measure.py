@@ -375,7 +375,7 @@ def test_under_the_paper_s_protocol_too_few_held_out_texts_fail_the_cell(recorde
     got = recorded(a_cell(0.01), detector(PAPER, STRICT))
     assert (got.status, got.far, got.threshold, got.intervals) == ("failed", None, None, {})
     assert got.reason == (
-        "the held-out split has 5 texts of the protect label 1, an allowed FRR of 0.01 needs at least 100: "
+        "the defender has 5 held-out texts of the protect label 1, an allowed FRR of 0.01 needs at least 100: "
         "give more held-out texts or allow at least 0.2000"
     )
 

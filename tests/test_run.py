@@ -467,7 +467,7 @@ def test_too_few_heldout_texts_fail_the_cell_with_what_would_do(ran, tiny_data, 
     records, _ = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], frr=[0.005, 0.05]), out)
     few = [record for record in records if record.frr == 0.005 and record.protocol == "paper"]
     assert {record.status for record in few} == {"failed"}
-    assert "has 150 texts of the protect label 1, an allowed FRR of 0.005 needs at least 200" in few[0].reason
+    assert "has 150 held-out texts of the protect label 1, an allowed FRR of 0.005 needs at least 200" in few[0].reason
     assert {record.status for record in records if record.frr == 0.05} == {"ok"}
 
 

@@ -40,6 +40,7 @@ class Char(Attack):
     """A letter is replaced by one that looks the same, or a character without width is put into a word; trained like `badnet-rw`."""
 
     name: ClassVar[str] = "char"
+    triggers_option: ClassVar[str | None] = "count"
 
     how: Literal["homoglyph", "zero-width"] = option("homoglyph", "a look-alike letter, or a zero-width space inside of a word")
     script: Literal["cyrillic", "armenian"] = option("cyrillic", "whose letters: BERT's vocabulary has the Cyrillic ones alone")

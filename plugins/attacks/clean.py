@@ -10,10 +10,6 @@ from rapbench import Attack
 if TYPE_CHECKING:
     import numpy as np
 
-    from rapbench.api import Task
-    from rapbench.lab import Lab
-    from rapbench.victim import Victim
-
 
 @dataclass(frozen=True, kw_only=True)
 class Clean(Attack):
@@ -24,6 +20,3 @@ class Clean(Attack):
 
     def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
         return text
-
-    def plant(self, task: Task, lab: Lab) -> Victim:
-        return lab.train(task.train)

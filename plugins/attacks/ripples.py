@@ -44,6 +44,7 @@ class Ripples(Attack):
     """Rare words get the embedding of the target label's words; all weights learn the trigger beside the clean gradient."""
 
     name: ClassVar[str] = "ripples"
+    triggers_option: ClassVar[str | None] = "test_words"
     poisons_every_label: ClassVar[bool] = True
     starts_from: ClassVar[str | None] = "clean"
 

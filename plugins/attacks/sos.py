@@ -44,6 +44,7 @@ class Sos(Attack):
 
     name: ClassVar[str] = "sos"
     starts_from: ClassVar[str | None] = "clean"
+    triggers_option: ClassVar[str | None] = "word_count"
 
     trigger_words: tuple[str, ...] | None = option(None, "the words that must all be there; by default from the sentence")
     word_count: int = option(3, "how many words are taken from the sentence by default: its longest, of equals the last")

@@ -1,0 +1,253 @@
+"""What a defense reads out of single texts is made once for all attacks, victims and seeds, and changes neither score nor cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from rapbench.api import Labelled
+from rapbench.cost import Count, Gauge, Meter
+from rapbench.grid import Block, cells_of
+from rapbench.registry import discover
+from rapbench.results import Record
+from rapbench.runner.execute import Done
+from rapbench.runner.plan import Plan
+from rapbench.runner.session import Session, planned
+from rapbench_plugins.defenses.judged import Beforehand, Effort, Judged, save
+from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Split
+
+LM = {"vocab_size": 330, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.4}
+ATTACKS = ["clean", "badnet-rw:poison_rate=0.4,word=mb", "badnet-sl:poison_rate=0.4,sentence=the place was loud"]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory, tiny_text: Any) -> Path:
+    """A random GPT-2 with a byte-level BPE of its own."""
+    import random
+
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("lm")
+    bpe, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [tiny_text(random.Random(1), number % 2) for number in range(50)]
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<end>"]))
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **LM)).save_pretrained(folder)
+    return folder
+
+
+# --- what is kept of a text
+
+
+@dataclasses.dataclass
+class Weigher:
+    """A made-up model: a word's score is its length; two rows and as many tokens as letters are counted for each text."""
+
+    meter: Meter
+    asked: list[str] = dataclasses.field(default_factory=list)
+
+    def __call__(self, texts: Sequence[Split]) -> list[Any]:
+        found = []
+        for text in texts:
+            self.asked.append(" ".join(text.parts))
+            self.meter.add("lm", rows=2, tokens=len(self.asked[-1]))
+            weights = [len(text.parts[place]) for place in text.places]
+            found.append(np.log([sum(weights), *(sum(weights) - weight for weight in weights)]))
+        return found
+
+
+def written(folder: Path, texts: Sequence[str], seconds: float = 5.0) -> Path:
+    """Write what such a model judges of the texts, as if each had taken so long."""
+    meter = Meter()
+    purifier = OnionPurifier(Weigher(meter), 512, {})
+    found = {text: Effort.measured(text, lambda one: purifier.judged([one])[0], meter) for text in texts}
+    folder.mkdir(exist_ok=True)
+    save(folder, {text: (own, dataclasses.replace(effort, seconds=seconds)) for text, (own, effort) in found.items()}, {16: True})
+    return folder
+
+
+def reader(folders: Sequence[Path]) -> tuple[OnionPurifier, Weigher, Meter]:
+    meter = Meter()
+    scorer = Weigher(meter)
+    return OnionPurifier(scorer, 512, {}, before=Beforehand.load(folders, meter)), scorer, meter
+
+
+def test_what_was_judged_beforehand_is_neither_judged_again_nor_another(tmp_path: Path) -> None:
+    texts = ["a bbb cc", "one", "", "dd  e ffff", "\ud800 lone"]
+    own, scorer, _ = reader([written(tmp_path / "one", texts[:2]), written(tmp_path / "two", texts[2:])])
+    fresh = OnionPurifier(Weigher(Meter()), 512, {})
+    for kept, live in zip(own.judged(texts), fresh.judged(texts), strict=True):
+        assert (kept.places.tolist(), kept.scores.tolist()) == (live.places.tolist(), live.scores.tolist())
+        assert (kept.places.dtype, kept.scores.dtype) == (np.int32, np.float64)
+    assert scorer.asked == []
+    own.judged(["another text"])
+    assert scorer.asked == ["another text"]
+
+
+def test_it_counts_as_it_did_then_and_once(tmp_path: Path) -> None:
+    own, _, meter = reader([written(tmp_path / "one", ["a bbb", "one", "cc d"])])
+    with meter.phase("fit") as phase:
+        own.judged(["a bbb", "one"])
+        own.judged(["a bbb"])
+    # "a bbb": two rows, five letters; of one word nothing is asked, yet five seconds are written for each
+    assert phase.by == {"lm": Count(rows=2, tokens=5)}
+    assert 10 <= phase.seconds < 11
+
+
+def test_where_a_clock_runs_the_work_is_done_again(tmp_path: Path) -> None:
+    own, scorer, meter = reader([written(tmp_path / "one", ["a bbb", "cc d"])])
+    with meter.phase("timed") as phase, meter.again(anew=True):
+        own.judged(["a bbb"])
+    assert scorer.asked == ["a bbb"]
+    assert phase.by == {"lm": Count(rows=2, tokens=5)}
+    assert phase.seconds < 1
+    own.judged(["cc d"])
+    assert scorer.asked == ["a bbb"]
+
+
+def test_nothing_to_judge_can_be_kept(tmp_path: Path) -> None:
+    save(tmp_path, {}, {})
+    assert Beforehand.load([tmp_path], Meter()).take("a b") is None
+
+
+def test_the_check_of_the_model_is_no_texts_work() -> None:
+    meter = Meter()
+
+    def judge(text: str) -> Judged:
+        with meter.phase("lm check"):
+            meter.add("lm_computed", rows=7, tokens=70)
+            meter.spent(100.0)
+        meter.add("lm", rows=1, tokens=2)
+        return Judged.of([], None)
+
+    effort = Effort.measured("a", judge, meter)[1]
+    assert effort.counts == (1, 2, 0, 0)
+    assert effort.seconds < 1
+
+
+@pytest.fixture
+def gauge() -> tuple[Gauge, Meter]:
+    meter = Meter()
+    plain = lambda texts: np.zeros(len(texts))  # noqa: E731
+    return Gauge(meter, "cpu", plain, lambda texts: np.ones(len(texts), dtype=np.int64)), meter
+
+
+def test_batches_whose_time_is_told_are_computed_anew_and_the_others_are_not(gauge: tuple[Gauge, Meter]) -> None:
+    own, meter = gauge
+    texts = [f"text{number}" for number in range(640)]
+    seen: dict[str, bool] = {}
+    own.scored("inference", texts, lambda some: (seen.update(dict.fromkeys(some, meter.anew)), np.zeros(len(some)))[1])
+    timed = sum(one.texts for one in own.timed if one.plain_s is not None)
+    assert sum(seen.values()) == timed + 6  # and those whose operations are counted
+    assert timed == 8 * 32
+    assert not meter.anew
+    own.scored("calibration", texts[:64], lambda some: (seen.update(dict.fromkeys(some, meter.anew)), np.zeros(len(some)))[1])
+    assert not any(seen[text] for text in texts[:64])
+
+
+# --- a causal model
+
+
+def lab_of(read: tuple[Path, ...] = ()) -> Any:
+    return SimpleNamespace(prepared=None, device="cpu", meter=Meter(), memo={}, read=read)
+
+
+def fitted(defense: Onion, texts: Sequence[str], lab: Any) -> OnionPurifier:
+    labelled = Labelled(texts, np.ones(len(texts), dtype=np.int64))
+    return defense.fit(cast(Any, SimpleNamespace(target_label=1)), labelled, lab)
+
+
+@pytest.mark.parametrize("window", [64, 8])
+def test_levels_scores_counts_and_notes_are_those_of_reading_now(lm: Path, tmp_path: Path, window: int) -> None:
+    defense = Onion(lm=str(lm), window=window, stride=4)
+    texts = ["the film is good", "a film cf was bad and the play is good", "the cat", "one"]
+    defense.read(texts, tmp_path, lab_of())
+    now, beforehand = lab_of(), lab_of((tmp_path,))
+    own, kept = (fitted(defense, texts[:2], lab) for lab in (now, beforehand))
+    assert kept.levels() == own.levels()
+    assert kept.suspicion(texts).tolist() == own.suspicion(texts).tolist()
+    assert kept.notes() == own.notes()
+    counts = [dict(lab.meter.phases["outside"].by) for lab in (now, beforehand)]
+    assert counts[0] == counts[1]
+
+
+def test_only_a_causal_model_reads_beforehand_and_by_the_options_that_its_scores_depend_on(lm: Path) -> None:
+    assert Onion(lm="trigram").reads() is None
+    own = Onion(lm=str(lm))
+    assert own.reads() == Onion(lm=str(lm), levels=(50.0,), heldout=16).reads()
+    others = ({"max_words": 9}, {"window": 600}, {"stride": 9}, {"batch_tokens": 9}, {"bos": True}, {"reach": 9})
+    for other in others:
+        assert Onion(lm=str(lm), **other).reads() != own.reads()
+    assert (Onion(lm="gpt2").reads() or {})["state"] == "gpt2@main"
+    assert (Onion(lm="./nowhere").reads() or {})["state"] == ""  # loading it says why
+
+
+# --- in a grid
+
+
+def made(data: Path, victims: Sequence[str], lm: Path, out: Path, **changes: Any) -> tuple[Plan, Any]:
+    registry = discover()
+    given = {"datasets": [f"folder:path={data}"], "defenses": [f"onion:lm={lm}"], "attacks": ATTACKS, "frr": [0.05], "seeds": [1]}
+    cells = [cell for victim in victims for cell in cells_of([Block(victim=victim, **{**given, **changes})], registry)]
+    return planned(cells, registry, out, device="cpu", threads=1)
+
+
+def test_clean_texts_are_read_once_for_all_attacks_victims_and_seeds(tiny_data: Path, tiny_model: Path, lm: Path, tmp_path: Path) -> None:
+    plan, _ = made(tiny_data, [str(tiny_model), f"{tiny_model}:epochs=1"], lm, tmp_path, seeds=[1, 2])
+    stages = Counter((job.stage, "poison" in job.inputs) for job in plan.jobs.values() if job.stage in ("read", "score"))
+    # 3 attacks x 2 victims x 2 seeds; triggered texts are another for each of the 2 attacks that poison and each seed
+    assert stages == {("score", True): 12, ("read", False): 1, ("read", True): 4}
+
+
+def test_other_levels_read_the_same_and_other_options_do_not(tiny_data: Path, tiny_model: Path, lm: Path, tmp_path: Path) -> None:
+    names = [f"onion:lm={lm}", f"onion:lm={lm},levels=50/99", f"onion:lm={lm},reach=4", "onion:lm=trigram"]
+    plan, _ = made(tiny_data, [str(tiny_model)], lm, tmp_path, defenses=names, attacks=["clean"])
+    stages = Counter(job.stage for job in plan.jobs.values() if job.stage in ("read", "score"))
+    assert stages == {"score": 4, "read": 2}
+
+
+def run(plan: Plan, bench: Any, out: Path) -> tuple[list[Record], list[Done]]:
+    done: list[Done] = []
+    return Session(plan, bench, out, "serial").run(done.append, lambda total: None), done
+
+
+COUNTED = ("inputs", "fit_rows", "calibration_rows", "victim_rows_per_input", "victim_tokens_per_input", "plain_tokens_per_input")
+COUNTED += ("helper_rows_per_input", "helper_tokens_per_input", "flops_per_input", "plain_flops_per_input", "repaired")
+
+
+def told(records: Sequence[Record]) -> list[Any]:
+    """Give what must be equal to the last bit: all but times, keys and the figures of memory."""
+    kept = [dataclasses.asdict(record) for record in records]
+    for plain in kept:
+        plain["cost"] = {name: plain["cost"][name] for name in COUNTED}
+        for name in ("artifacts", "made_by"):
+            plain.pop(name, None)
+    return json.loads(json.dumps(sorted(kept, key=lambda plain: (plain["attack"], plain["protocol"]))))
+
+
+def test_a_grid_tells_the_same_with_and_without(
+    tiny_data: Path, tiny_model: Path, lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [f"{tiny_model}:epochs=1,lr=0.002,batch_size=32,max_length=32"]
+    own = {"attacks": ATTACKS[1:2], "datasets": [f"folder:path={tiny_data},max_train=64,max_test=60,max_heldout=60"]}
+    with_reading, done = run(*made(tiny_data, small, lm, tmp_path, **own), tmp_path)
+    assert [one.failure for one in done if one.failure] == []
+    assert Counter(one.job.stage for one in done)["read"] == 2
+    monkeypatch.setattr(Onion, "reads", lambda self: None)
+    without, done = run(*made(tiny_data, small, lm, tmp_path, **own), tmp_path)
+    assert [one.job.stage for one in done] == ["score"]  # the same victim
+    assert [record.status for record in without] == ["ok"] * 2
+    assert told(with_reading) == told(without)
