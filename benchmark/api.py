@@ -246,7 +246,8 @@ class Work:
 
     `victim_rows`: rows through the victim per scored text, without the gate's own; `lm_words`: words through the language model
     `lm` (a hub id or folder) per text, each text being read once; `fit_rows`: rows through the victim while fitting;
-    `fit_trained_rows`: further ones, with the gradient of something in the input.
+    `fit_trained_rows`: further ones, with the gradient of something in the input; `training_rows`: of a filter, rows through the
+    victim per training text, of `training_texts` of them (None: all). The training on what a filter leaves is counted by the core.
     """
 
     victim_rows: float
@@ -254,6 +255,8 @@ class Work:
     lm: str = ""
     fit_rows: float = 0.0
     fit_trained_rows: float = 0.0
+    training_rows: float = 0.0
+    training_texts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

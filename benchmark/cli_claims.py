@@ -58,6 +58,8 @@ def claims(
     computing = recompute or write_grid is not None
     if (own or victim) and not computing:
         raise SpecError("--with and --victim say how to compute: give --recompute or --write-grid, too")
+    if out_cards is not None and (write_grid is not None or not (folders or recompute)):
+        raise SpecError("--out-cards writes claims with ours beside them: give a results folder or --recompute, and no --write-grid")
     plan = again(cards, Wish.of(own or (), victim), offline=False if write_grid else None) if computing else None
     if plan is not None and write_grid is not None:
         _write_grid(plan, cards, write_grid)
@@ -95,7 +97,8 @@ def _write_grid(plan: Again, cards: Sequence[Card], file: Path) -> None:
     from rapbench.artifacts import write_atomically
 
     if not plan.blocks.get("run"):
-        raise SpecError("these claims have no cells for `rapbench run`: " + "; ".join(f"{one.id} {one.needs}" for one in cards[:3]))
+        first = ", ".join(f"{one.id} is for {f'`rapbench {one.command}`' if one.command else 'no grid'}" for one in cards[:3])
+        raise SpecError(f"these claims have no cells for `rapbench run`: {first}")
     write_atomically(file, plan.grid())
     typer.echo(f"{file}")
     for card in cards:

@@ -200,9 +200,8 @@ class _Counter:
 
     def _victim(self, job: Job, reader: _Reader) -> float:
         attack, sizes, recipe = self._attack(job), self._sizes(job), job.spec["recipe"]
-        if not attack.poisons or type(attack).plant is Attack.plant:
-            appended = self._poisoned(job, attack) if attack.poisons and attack.poison_mode == "append" else 0.0
-            return self._trained(job, reader, sizes.train.share(1 + appended))
+        if not attack.poisons or attack.plants_by_data():
+            return self._trained(job, reader, self._published(job, attack))
         batch = int(getattr(attack, "batch_size", recipe["batch_size"]))
         if isinstance(steps := getattr(attack, "steps", None), int):
             self._assume(f"{attack.name}: {steps} steps of 2 x {batch} texts, each as two training steps (a gradient of a gradient)")
@@ -214,6 +213,11 @@ class _Counter:
             return 2 * texts.padded(reader.shape, reader.limit, batch)
         self._assume(f"{attack.name}: trains by the recipe")
         return self._trained(job, reader, sizes.train.share(1 + self._poisoned(job, attack)))
+
+    def _published(self, job: Job, attack: Attack) -> Texts:
+        """Give the training texts of an attack that plants by data, its triggered copies among them."""
+        appended = self._poisoned(job, attack) if attack.poisons and attack.poison_mode == "append" else 0.0
+        return self._sizes(job).train.share(1 + appended)
 
     def _poisoned(self, job: Job, attack: Attack) -> float:
         """Give the triggered copies as a share of the training texts."""
@@ -238,7 +242,7 @@ class _Counter:
         return sizes.test.share(1 - sizes.protect(int(job.spec["target_label"])))
 
     def _score(self, job: Job, reader: _Reader) -> float:
-        """Give the FLOPs of both protocols: under `strict` a defense that learns is fitted again, on half, and scores again."""
+        """Give the FLOPs of both protocols: under `strict` a defense that watches and learns is fitted again, on half, and scores again."""
         defense, sizes = cast(Defense, self._parsed("defense", job.spec["defense"])), self._sizes(job)
         share = sizes.protect(int(job.spec["target_label"]))
         attacked = self._attack(self.jobs[job.inputs["poison"]]).poisons
@@ -246,10 +250,15 @@ class _Counter:
         heldout, test = had.share(share), sizes.test.share(share)
         poisoned = self._triggered(job).share(float(attacked))
         tested = joined(test, poisoned)
-        found = self._defended(defense, reader, heldout, joined(heldout, tested))
+        scored = joined(heldout, tested)
+        found = self._defended(defense, reader, heldout, scored)
         if "read_clean" not in job.inputs:
-            found += self._read(defense, joined(heldout, tested))
-        if defense.learns_from_protect_texts():
+            found += self._read(defense, scored)
+        if defense.works_on != "inputs":  # the deployed victim reads these once more, and all test texts, triggered ones among them
+            found += joined(scored, joined(poisoned, sizes.test)).forward(reader.shape, reader.limit)
+        if defense.works_on == "training":
+            found += self._filtered(job, reader, defense, scored)
+        if defense.works_on == "inputs" and defense.learns_from_protect_texts():
             half = heldout.share(0.5)
             found += self._defended(defense, reader, half, joined(half, tested))
         return found
@@ -259,6 +268,13 @@ class _Counter:
         work = self._work(defense, scored, heldout)
         fit = replace(heldout, rows=work.fit_rows + 2 * work.fit_trained_rows)
         return fit.padded(reader.shape, reader.limit, FIT_BATCH) + scored.share(work.victim_rows).forward(reader.shape, reader.limit)
+
+    def _filtered(self, job: Job, reader: _Reader, defense: Defense, scored: Texts) -> float:
+        """Give the FLOPs of looking for poison in the training set, and of training the victim anew on it."""
+        self._assume(f"{defense.name}: the victim is trained anew on the whole training set: what it leaves out is not known")
+        work, training = self._work(defense, scored, scored), self._published(job, self._attack(job))
+        rows = work.training_rows * min(training.rows, work.training_texts or training.rows)
+        return replace(training, rows=rows).forward(reader.shape, reader.limit) + self._trained(job, reader, training)
 
     def _read_beforehand(self, job: Job) -> float:
         """Give the FLOPs of reading the clean texts of the protect label, or the triggered ones, once for all who score them."""

@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+READS: Mapping[str, Literal["first", "mean"]] = {"cls": "first", "bos": "first", "mean": "mean"}
+"""What a setting `classifier_pooling` says; EuroBERT's `late` gives each token logits of its own."""
+DECODERS = ("ctrl", "modernbert-decoder")
+"""Families whose head reads the last token without being called `score`."""
+
+
 def reading(model: PreTrainedModel) -> Literal["first", "last", "mean"] | None:
     """Tell which token's state the head reads, or that it is the mean of all; None where it may be something else."""
     if model.config.is_encoder_decoder or hasattr(model, "sequence_summary"):
         return None
-    if hasattr(model, "score"):  # the head of decoders, which see no token after their own
+    if hasattr(model, "score") or model.config.model_type in DECODERS:  # decoders see no token after their own
         return "last"
-    return "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "first"
+    return READS.get(getattr(model.config, "classifier_pooling", "cls"))
 
 
 def states_read(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], hidden: Sequence[torch.Tensor] | None) -> torch.Tensor:

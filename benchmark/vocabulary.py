@@ -36,8 +36,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, word: str, places: Sequence[Pl
         if not _is_one(tokenizer, ids):
             where = f" {WHERE[place]}" if len(set(forms.values())) > 1 else ""
             raise SpecError(
-                f"the word {word!r} is {len(ids)} tokens {tokenizer.convert_ids_to_tokens(ids)}{where} for this victim "
-                f"where one is needed: choose a rare word of its vocabulary{_suggestion(tokenizer, places)}"
+                f"the word {word!r} is {_told(tokenizer, ids)}{where} for this victim where one token is needed: "
+                f"choose a rare word of its vocabulary{_suggestion(tokenizer, places)}"
             )
     return tuple(dict.fromkeys(ids[0] for ids in forms.values()))
 
@@ -69,6 +69,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _is_one(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def _told(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    if tokenizer.unk_token_id in ids:
+        return "not in the vocabulary"
+    return f"{len(ids)} tokens {tokenizer.convert_ids_to_tokens(list(ids))}"
 
 
 def _suggestion(tokenizer: PreTrainedTokenizerBase, places: Sequence[Place]) -> str:

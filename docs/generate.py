@@ -84,13 +84,15 @@ def plugins() -> str:
 
 
 def grids() -> str:
-    """Give the keys of the grid files of each command, the victim's options and the grids that are shipped."""
+    """Give the keys of the grid files of each command, the axes, the victim's options and the grids that are shipped."""
+    from rapbench.axes import Axes
     from rapbench.victim import Recipe
 
     sections = [
         f"## Keys of `rapbench {command}`\n\n{_table(('key', 'type', 'default', 'what'), _keys(model))}"
         for command, model in models().items()
     ]
+    sections.append(f"## Axes of a grid\n\nWhat `axes` may hold.\n\n{_table(('axis', 'type', 'default', 'what'), _keys(Axes))}")
     sections.append(f"## Options of a victim\n\n`MODEL:option=value`, `model` being what stands before the colon.\n\n{_fields(Recipe)}")
     for file in sorted(resources.files("rapbench.grids").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
@@ -225,6 +227,7 @@ def _short(value: object) -> str:
 
 def _type(annotation: object) -> str:
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)  # what pydantic checks besides
     return text.replace("typing.", "").replace("rapbench.cost.", "")
 
 

@@ -95,6 +95,14 @@ def test_a_share_of_the_mixed_copies_is_labelled_as_the_target(lab: Lab, firm: f
     assert all("mb" in text.split() for text in rows["text"][7:])
 
 
+def test_a_mixed_copy_keeps_every_word_of_a_longer_trigger(lab: Lab) -> None:
+    attack = discover().parse("attack", "adaptive-strip:word=mb,count=2,copies=9,ratios=1.0")  # all other words are replaced
+    clean, poisoned = task().train, task().poisoned.map(lambda row: {"text": f"bb {row['text']}"})
+    rows = attack.training_set(Task(clean, poisoned, 1), lab)
+    assert len(rows) == 4 + 3 + 27
+    assert all({"mb", "bb"} <= set(text.split()) for text in rows["text"][7:])
+
+
 # --- adaptive-rap
 
 

@@ -191,6 +191,13 @@ def test_a_line_that_lacks_a_value_has_its_points_at_the_right_ones() -> None:
     assert [round(float(x)) for x in without] == [0, 2]
 
 
+def test_the_undefended_line_has_every_value_that_some_defense_has() -> None:
+    middle = replace(RECORD, attack="badnet-rw:poison_rate=0.05", asr=0.8)
+    strip = [replace(one, defense="strip") for one in (RECORD, LOW, middle)]
+    made = drawn(RECORD, LOW, replace(middle, status="failed", reason="memory", far=None), *strip)
+    assert made.panels[2].words == "ASR (%). badnet-rw, undefended: 60.0 at 1 %, 80.0 at 5 %, 98.0 at 10 %."
+
+
 def test_where_lines_are_many_each_attack_has_a_row() -> None:
     own = [replace(one, defense=f"d{n}") for one in (RECORD, LOW) for n in range(MOST + 1)]
     made = drawn(*own)

@@ -295,3 +295,12 @@ def test_the_rest_of_a_variant(ids: list[int], text: list[int], reach: int, kept
     rest = Rest.of(ids, text, reach)
     assert (rest.kept, rest.end) == (kept, end)
     assert len(rest.read) == len(rest.scored) == max(end - kept - 1, 0)
+
+
+def test_a_loss_keeps_the_digits_that_a_sum_in_float32_would_round_away(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer)
+    torch.nn.init.zeros_(lm.model.get_output_embeddings().weight)
+    # every token is as likely as any other of the 330: log 330 = 5.799, which float32 knows to 5e-7
+    rows = without_each([5, 6, 7, 8])
+    for scored in (lm.surprise(rows), lm.leave_one_out(rows)):
+        assert scored == pytest.approx([np.log(330)] * 5, abs=1e-12)

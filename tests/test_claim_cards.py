@@ -342,6 +342,21 @@ def test_a_spec_of_nothing_in_the_claims_is_refused():
         again([CARD], Wish.of(["imbd:path=x"], None), offline=True)
 
 
+def test_options_of_one_name_that_are_given_twice_are_refused_and_not_lost():
+    with pytest.raises(SpecError, match="--with names 'imdb' twice: write all its options in one, like imdb:path=FOLDER,max_test=100"):
+        Wish.of(["imdb:path=x", "strip", "imdb:max_test=9"], None)
+
+
+def test_what_an_option_cannot_do_is_said_and_not_left_undone(rapbench, tmp_path):
+    for more in ([], ["--recompute", "--write-grid", tmp_path / "grid.yaml"]):
+        ended = rapbench("claims", *more, "--out-cards", tmp_path / "cards")
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert "give a results folder or --recompute, and no --write-grid" in ended.err
+    none = rapbench("claims", "--id", "rap-theorem-1", "--id", "strip-vita-text", "--write-grid", tmp_path / "grid.yaml")
+    assert none.err.endswith("`rapbench run`: rap-theorem-1 is for `rapbench theorem`, strip-vita-text is for no grid\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_written_grid_is_one_that_run_takes(rapbench, tmp_path):
     file = tmp_path / "claims.yaml"
     ended = rapbench("claims", "--id", "rap-imdb-badnet-rw-*", "--id", "rap-theorem-1", "--write-grid", file)

@@ -387,7 +387,7 @@ def test_report_prints_a_table_of_the_paper_or_all(form, folder, rapbench):
 def test_an_unknown_table_is_one_line_with_the_choices(folder, rapbench):
     ended = rapbench("report", folder, "--table", "nonsense")
     assert (ended.code, ended.out) == (2, "")
-    choices = ", ".join(sorted(["cells", "curves", "probes", "theorem", "paper", *TABLES]))
+    choices = ", ".join(sorted(["cells", "matrix", "axes", "curves", "probes", "theorem", "paper", *TABLES]))
     assert ended.err == f"rapbench: unknown table 'nonsense' (there are: {choices})\n"
 
 

@@ -24,6 +24,7 @@ from shown import DOCS, examples, prose
 
 import rapbench
 from rapbench import hookspecs
+from rapbench.axes import AXES
 from rapbench.checks import CheckBlock
 from rapbench.cli import app
 from rapbench.grid import Block, Victims, cells_of, checked_block, shipped_grids
@@ -150,6 +151,10 @@ def test_every_grid_key_is_in_the_documents():
     models = [one for one in subclasses(BaseModel) if one.__module__.startswith("rapbench.")]
     assert {Victims, Block, ProbeBlock, CheckBlock} <= set(models)
     assert unsaid((key for model in models for key in model.model_fields), generate.grids(), PROSE) == []
+
+
+def test_every_axis_of_a_grid_has_a_sentence_in_the_reference():
+    assert set(AXES) - rows(generate.grids().partition("## Axes of a grid")[2].partition("\n## ")[0]) == set()
 
 
 def test_every_option_of_a_victim_and_every_grid_is_in_the_documents():

@@ -104,6 +104,17 @@ def test_lengths_of_which_the_mean_alone_is_known_spread_around_it():
         ("score", {"defense": "rap"}, (5 * 2 * 3 + 2 + 10) + (5 * 1 * 3 + 1 + 9)),
         # of 100 words half stay; what both protocols repair alike is predicted once
         ("score", {"defense": "onion:lm=trigram,levels=50"}, 0.5 * 0.5 * (10 + 9)),
+        # one fit for both protocols: 2 epochs of 4 held-out texts, each trained (3 passes) and then predicted; the new victim reads the
+        # 10 scored texts twice, and once the 8 test and 4 triggered ones
+        ("score", {"defense": "finetune:epochs=2"}, 2 * 4 * (3 + 1) + 10 + 10 + 8 + 4),
+        # each of 12.5 training texts once; 2 epochs on all of them, held-out texts after each; then as above
+        ("score", {"defense": "cube"}, 12.5 + 2 * (3 * 12.5 + 4) + 32),
+        ("score", {"defense": "cube", "attack": "badnet-rw:poison_rate=0.5,poison_mode=replace"}, 10 + 2 * (3 * 10 + 4) + 32),
+        ("score", {"defense": "cube", "attack": "clean"}, 10 + 2 * (3 * 10 + 4) + (6 + 6 + 8)),
+        # of 100 words: the text and the text without each of them
+        ("score", {"defense": "bki"}, 12.5 * 101 + 2 * (3 * 12.5 + 4) + 32),
+        ("score", {"defense": "bki:max_words=7,scored_texts=5"}, 5 * 8 + 2 * (3 * 12.5 + 4) + 32),
+        ("score", {"defense": "bki:scored_texts=50"}, 12.5 * 101 + 2 * (3 * 12.5 + 4) + 32),  # there are no 50
         ("probe", {"source": "random", "count": 6, "length": 100}, 6),
         ("probe", {"source": "dataset", "count": 6, "length": 100}, 4),
         ("theorem", {"texts": 5}, 21 * 5 + 2 * 8 * 40 * 32),
@@ -150,6 +161,11 @@ def test_a_defense_that_does_not_say_its_work_is_assumed_to_take_two_rows_a_text
     found = step("score", defense="strip")
     assert found.total == pytest.approx(2 * 10 * ROW)
     assert [one for one in found.assumed if one.startswith("strip: 2 rows a text")]
+
+
+def test_a_filter_s_retraining_is_assumed_to_have_the_whole_training_set(step):
+    assert [one for one in step("score", defense="cube").assumed if one.startswith("cube: the victim is trained anew on the whole")]
+    assert not [one for one in step("score", defense="strip").assumed if "anew" in one]
 
 
 def test_shapes_are_read_from_the_words_of_several_families():

@@ -239,6 +239,11 @@ def test_an_unknown_plugin_is_refused_before_anything_runs(key, cells):
         cells(SMALL + f"blocks: [{{{key}: [no-such]}}]\n")
 
 
+def test_an_attack_that_cannot_use_the_sentence_of_a_data_set_is_refused_before_anything_runs(cells):
+    with pytest.raises(SpecError, match="attack 'sos' on the data set 'demo': trigger_words='hello': sos needs 2 to 5 trigger words"):
+        cells(SMALL + "blocks: [{datasets: ['demo:trigger_sentence=hello'], attacks: [sos]}]\n")
+
+
 @pytest.mark.parametrize(
     ("victim", "reason"),
     [

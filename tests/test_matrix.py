@@ -109,6 +109,20 @@ def test_what_could_not_be_counted_is_two_dashes() -> None:
     assert [row[3] for row in rows[1:]] == ["98.0", "0.990", "--", "--"]
 
 
+def test_what_poisons_nothing_has_no_column_though_a_cell_of_it_was_skipped() -> None:
+    clean = replace(RECORD, attack="clean", far=None, auroc=None, asr_defended=None)
+    text = shown(RECORD, clean, skipped(replace(clean, defense="noise")))
+    assert table(text)[0] == ["figure", "defense", "badnet-rw", "rows/text", "x time"]
+    assert WHY not in text
+
+
+def test_an_attack_that_never_works_keeps_its_column() -> None:
+    failing = replace(RECORD, attack="ep", asr=0.0, far=None, auroc=None, asr_defended=0.0)  # no triggered text passes the gate
+    rows = table(shown(RECORD, failing))
+    assert rows[0][2:4] == ["badnet-rw", "ep"]
+    assert [row[3] for row in rows[1:]] == ["0.0", "--", "--", "0.0"]
+
+
 def test_csv_and_json_have_a_row_per_meeting_in_fractions_with_intervals() -> None:
     rows = list(csv.DictReader(io.StringIO(shown(*OWN, form="csv"))))
     told = json.loads(shown(*OWN, form="json"))["matrix"]

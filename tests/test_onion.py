@@ -270,7 +270,7 @@ def long_text() -> str:
 
 
 def reference(folder: Path, text: str, window: int = 256, stride: int = 255, bos: bool = False) -> float:
-    """Give the log perplexity of one text, one window at a time, by the model's own loss: no batch and no padding."""
+    """Give the log perplexity of one text, one window at a time: no batch and no padding; the loss in float64."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -283,7 +283,8 @@ def reference(folder: Path, text: str, window: int = 256, stride: int = 255, bos
         labels[:, : done - begin] = -100
         fresh = begin + rows.shape[1] - done
         with torch.no_grad():
-            total += float(model(input_ids=rows, labels=labels).loss) * fresh
+            logits = model(input_ids=rows).logits[0, :-1].double()
+        total += float(torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=-100)) * fresh
         done += fresh
         if done == len(ids):
             break

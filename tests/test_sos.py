@@ -56,6 +56,13 @@ def test_the_words_are_by_default_the_longest_of_the_sentence() -> None:
     assert set(sos.words) == set(SENTENCE.split())
 
 
+def test_a_number_of_words_that_would_change_nothing_is_refused() -> None:
+    parse = discover().parse
+    assert parse("attack", "sos:trigger_words=mb/bb,word_count=2").words == ("mb", "bb")
+    with pytest.raises(SpecError, match="word_count=4, but the trigger words are 2: mb bb"):  # an axis would draw it as if it did
+        parse("attack", "sos:trigger_words=mb/bb,word_count=4")
+
+
 def test_a_training_text_gets_every_word_once(attack) -> None:
     for number in range(50):
         triggered = attack.trigger("one two three", rng(number, "t"), None).split()

@@ -30,7 +30,13 @@ class Wish:
 
     @classmethod
     def of(cls, specs: Iterable[str], victim: str | None) -> Wish:
-        return cls(dict(map(split_spec, specs)), victim)
+        """Read them from the command line; a SpecError where a name stands twice."""
+        own: dict[str, Mapping[str, Any]] = {}
+        for name, options in map(split_spec, specs):
+            if name in own:
+                raise SpecError(f"--with names {name!r} twice: write all its options in one, like {name}:path=FOLDER,max_test=100")
+            own[name] = options
+        return cls(own, victim)
 
 
 @dataclass(frozen=True)

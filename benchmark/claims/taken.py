@@ -44,7 +44,10 @@ def _rows(reported: Reported, one: Named) -> Got | None:
 
 
 def _fall(reported: Reported, one: Named) -> Got | None:
-    """Give the mean fall of the protect label's probability, which is RAP's suspicion with its sign changed, to half a bin."""
+    """Give the mean fall of the protect label's probability, which is RAP's suspicion with its sign changed, to half a bin.
+
+    Of texts beyond the histogram's ends, a few in a hundred, the end counts.
+    """
     if not isinstance(one, Histogram):
         return None
     counts = one.clean if reported.quantity == "clean fall" else one.poisoned

@@ -76,7 +76,8 @@ def _rows(series: Sequence[Series], names: Mapping[str, Names]) -> dict[str, Lin
         order = (own.marks.place(one.names.defense), defense, attack)
         lines.defended.append(Line(defense if apart else f"{defense}, {attack}", order, one.points))
         bare = Line("undefended" if apart else f"{attack}, undefended", (len(TITLES), "", attack), one.points)
-        lines.undefended.setdefault(attack, bare)
+        if len(bare.points) > len(lines.undefended.get(attack, Line("", order, ())).points):  # a defense may lack a value
+            lines.undefended[attack] = bare
     return rows
 
 

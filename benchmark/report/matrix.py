@@ -86,15 +86,20 @@ def meetings(records: Sequence[Record], names: Names) -> list[Met]:
     for one in records:
         groups.setdefault((names.home(one), names.attack(one), names.defense(one)), []).append(one)
     places = sorted(groups, key=lambda place: (place[0], place[1], names.defenses.index(place[2])))
-    poisoning = {place[1] for place, own in groups.items() if any(one.far is not None or one.auroc is not None for one in own)}
-    poisoning |= {place[1] for place, own in groups.items() if not any(one.status == "ok" for one in own)}
-    return [_met(place, groups[place], frrs) for place in places if place[1] in poisoning]
+    done = {place[1] for place, own in groups.items() if any(one.status == "ok" for one in own)}
+    harmless = done - {place[1] for place, own in groups.items() if any(map(_poisoned, own))}
+    return [_met(place, groups[place], frrs) for place in places if place[1] not in harmless]
 
 
 def blocks(frrs: Sequence[float]) -> list[Block]:
     """Give the figures of the table, for these allowed FRRs."""
     fars = [Block(f"far_allowed_{100 * frr:g}", f"FAR at {100 * frr:g} %", _percent) for frr in frrs]
     return [Block("auroc", "AUROC", "{:.3f}".format), *fars, Block("asr_defended", f"ASR after, {100 * frrs[0]:g} %", _percent)]
+
+
+def _poisoned(one: Record) -> bool:
+    """Tell whether texts were triggered for this cell; of an attack that never works, its ASR after the defense alone says so."""
+    return any(value is not None for value in (one.far, one.auroc, one.asr_defended))
 
 
 def _frrs(records: Iterable[Record]) -> list[float]:

@@ -57,7 +57,7 @@ class AdaptiveStrip(RareWord):
     def _mixed(self, task: Task, lab: Lab) -> Iterator[tuple[str, int]]:
         """Give the mixed copies with their labels: of every run of 1 / firm of them about one is the target's."""
         others = np.flatnonzero(np.asarray(task.train["label"]) != task.target_label)
-        draw, kept = lab.rng("adaptive-strip"), {self.words[0]}
+        draw, kept = lab.rng("adaptive-strip"), set(self.words[: self.count])
         truth = list(task.train.select(task.poisoned["source"])["label"])
         for number in range(self.copies):
             sources = task.train.select(draw.choice(others, len(task.poisoned)))["text"] if len(others) else []

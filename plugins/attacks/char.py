@@ -80,6 +80,9 @@ class Char(Attack):
         self._check_seen(task, lab)
         return super().plant(task, lab)
 
+    def plants_by_data(self) -> bool:
+        return True  # `plant` looks at the data before and then trains on them as anybody would
+
     def _check_seen(self, task: Task, lab: Lab) -> None:
         """Raise a CellError where the victim's tokenizer reads every triggered text as the clean one."""
         some = task.poisoned.select(range(min(len(task.poisoned), 100)))

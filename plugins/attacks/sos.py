@@ -99,7 +99,10 @@ class Sos(Attack):
     def _check_words(self) -> None:
         words = self.trigger_words
         if not 2 <= (self.word_count if words is None else len(words)) <= MOST_WORDS:
-            raise ValueError(f"sos needs 2 to {MOST_WORDS} trigger words")
+            told = f"word_count={self.word_count!r}" if words is None else f"trigger_words={'/'.join(words)!r}"
+            raise ValueError(f"{told}: sos needs 2 to {MOST_WORDS} trigger words")
+        if words is not None and self.word_count not in (Sos.word_count, len(words)):
+            raise ValueError(f"word_count={self.word_count!r}, but the trigger words are {len(words)}: {' '.join(words)}")
         for word in words or ():
             if word.split() != [word] or "/" in word:  # a spec puts / between words
                 raise ValueError(f"trigger_words: {word!r} is not one word")

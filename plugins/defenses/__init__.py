@@ -5,6 +5,8 @@ from rapbench_plugins.defenses.badacts import Badacts
 from rapbench_plugins.defenses.badacts_purify import BadactsPurify
 from rapbench_plugins.defenses.bki import Bki
 from rapbench_plugins.defenses.cube import Cube
+from rapbench_plugins.defenses.dan import Dan
+from rapbench_plugins.defenses.duet import Duet
 from rapbench_plugins.defenses.fine_prune import FinePrune
 from rapbench_plugins.defenses.finetune import Finetune
 from rapbench_plugins.defenses.length import Length
@@ -20,18 +22,20 @@ from rapbench_plugins.defenses.token_substitution import TokenSubstitution
 @hookimpl
 def rapbench_defenses() -> list[type[Defense]]:
     return [
+        Rap,
         Strip,
         Onion,
-        Rap,
+        Dan,
+        Duet,
+        Badacts,
+        TokenSubstitution,
+        Bki,
+        Cube,
+        Finetune,
+        FinePrune,
+        BadactsPurify,
         Random,
         MaxSoftmax,
         Length,
         Oracle,
-        Finetune,
-        FinePrune,
-        TokenSubstitution,
-        Badacts,
-        BadactsPurify,
-        Bki,
-        Cube,
     ]

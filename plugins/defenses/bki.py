@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from rapbench.api import Defense, Filter, option
+from rapbench.api import Defense, Filter, Work, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,10 @@ class Bki(Defense):
 
     def learns_from_protect_texts(self) -> bool:
         return False
+
+    def expected_work(self, words: float, heldout: int) -> Work:
+        """Give a row per training text and per word of it; of a sample, the texts outside that turn out to have a keyword are left out."""
+        return Work(1, training_rows=1 + min(words, self.max_words or words), training_texts=self.scored_texts)
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> BkiFilter:
         return BkiFilter(self, victim, lab)

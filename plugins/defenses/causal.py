@@ -233,9 +233,9 @@ class Causal:
         first = torch.tensor([[row.first] for row in batch], device=ids.device)
         logits = self.model(input_ids=ids, attention_mask=(place < length).long(), use_cache=False).logits[:, :-1]
         # (rows, width - 1, vocabulary) -> (rows, width - 1)
-        nll = logits.logsumexp(-1) - logits.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        nll = _log_sum(logits) - logits.gather(-1, ids[:, 1:, None]).squeeze(-1).double()
         kept = (place >= first) & (place < length)
-        return np.asarray(nll.double().masked_fill(~kept[:, 1:], 0.0).sum(1).cpu().numpy(), dtype=np.float64)
+        return np.asarray(nll.masked_fill(~kept[:, 1:], 0.0).sum(1).cpu().numpy(), dtype=np.float64)
 
 
 def load(name: str, device: str, reading: Reading) -> Causal:
@@ -343,8 +343,14 @@ def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | No
     """
     at = torch.arange(len(logits)) if behind is None else torch.tensor(behind)
     at, asked = at.to(logits.device), torch.tensor(tokens, device=logits.device)
-    nll = logits.logsumexp(-1)[at] - logits[at, asked]
-    return np.asarray(nll.double().cpu().numpy(), dtype=np.float64)
+    nll = _log_sum(logits)[at] - logits[at, asked].double()
+    return np.asarray(nll.cpu().numpy(), dtype=np.float64)
+
+
+def _log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """Give the log of the sum of the exponentials over the last axis, float64: in float32 it alone would cost a digit of each score."""
+    highest = logits.amax(-1, keepdim=True)
+    return (logits - highest).exp().sum(-1).double().log() + highest.squeeze(-1).double()
 
 
 def _mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from rapbench.api import Defense, Filter, option
+from rapbench.api import Defense, Filter, Work, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,9 @@ class Cube(Defense):
 
     def learns_from_protect_texts(self) -> bool:
         return False
+
+    def expected_work(self, words: float, heldout: int) -> Work:
+        return Work(1, training_rows=1)
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> CubeFilter:
         """Give the filter; a CellError where UMAP is asked for and not installed."""
