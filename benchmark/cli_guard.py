@@ -12,10 +12,11 @@ import typer
 
 from rapbench import cli_run
 from rapbench.cli_run import Json
-from rapbench.errors import DataError
+from rapbench.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from rapbench.guard import Guard
+    from rapbench.guards import Guards
     from rapbench.judge import Explanation
 
 MOST_LINE = 64 << 20
@@ -29,8 +30,12 @@ Heldout = Annotated[
 ]
 Defense = Annotated[str, typer.Option(help="A defense spec, like rap or strip:copies=20.")]
 Frr = Annotated[float, typer.Option(help="The share of clean protect-label texts that may be rejected, in (0, 1).")]
-Protect = Annotated[int, typer.Option("--protect-label", min=0, help="The label that an attacker would want, from 0.")]
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The guard's folder: new, empty, or a guard's.")]
+Protect = Annotated[
+    str,
+    typer.Option("--protect-label", metavar="LABEL|all", help="The label that an attacker would want, from 0; all: each label in turn."),
+]
+SkipFew = Annotated[bool, typer.Option("--skip-few", help="Of all labels, leave unwatched those that have too few held-out texts.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The guard's folder: new, empty, or a guard's of that kind.")]
 Protocol = Annotated[Literal["strict", "paper"], typer.Option(help="How the threshold is taken; strict keeps to the allowed FRR.")]
 Seed = Annotated[int, typer.Option(help="Seed of the fit.")]
 Length = Annotated[int, typer.Option("--max-length", min=1, help="Tokens of a text that the model reads, as where it is deployed.")]
@@ -58,16 +63,25 @@ def fit(
     protocol: Protocol = "strict",
     seed: Seed = 1234,
     max_length: Length = 512,
+    skip_few: SkipFew = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Fit a defense on a received model with clean held-out texts, and keep it in a folder."""
-    from rapbench.guard import Guard, Terms
+    from rapbench.guard import Asked, Guard
+    from rapbench.guards import Guards
     from rapbench.heldout import heldout_texts
 
     _quiet()
-    terms = Terms(protect_label=protect_label, defense=defense, frr=frr, protocol=protocol, seed=seed, max_length=max_length)
-    fitted = Guard.fit(victim, heldout_texts(heldout), terms, device=cli_run.device(device))
+    label = _label(protect_label, skip_few=skip_few)
+    asked = Asked(defense=defense, frr=frr, protocol=protocol, seed=seed, max_length=max_length)
+    texts, own = heldout_texts(heldout), cli_run.device(device)
+    if label is None:
+        every = Guards.fit(victim, texts, asked, skip_few=skip_few, device=own)
+        every.save(out)
+        typer.echo(_json_of_all(every, out) if as_json else _told_of_all(every, out))
+        return
+    fitted = Guard.fit(victim, texts, asked.protecting(label), device=own)
     fitted.save(out)
     typer.echo((out / "guard.json").read_text(encoding="utf-8").rstrip() if as_json else _told(fitted, out))
 
@@ -75,10 +89,10 @@ def fit(
 @guard.command()
 def score(folder: Place, victim: Moved = None, plain: Plain = False, batch: Batch = 256, device: Device = "auto") -> None:
     """Read texts from stdin, one per line, and write a verdict for each, as JSON, in order."""
-    from rapbench.guard import Guard
+    from rapbench.guards import load
 
     _quiet()
-    loaded = Guard.load(folder, victim, device=cli_run.device(device))
+    loaded = load(folder, victim, device=cli_run.device(device))
     for number, verdict in enumerate(loaded.stream(lines(sys.stdin.buffer, plain=plain), batch), start=1):
         print(json.dumps(verdict.plain(), allow_nan=False), flush=number % batch == 0)
 
@@ -181,6 +195,41 @@ def _told(fitted: Guard, out: Path) -> str:
         ["taken on", f"{about.n_calibration} of {about.n_heldout} held-out texts, of which it rejects {about.frr_calibration:.2%}"],
     ]
     return _table(rows)
+
+
+def _told_of_all(fitted: Guards, out: Path) -> str:
+    about = fitted.about
+    asked = about.asked
+    head = [
+        ["guard", str(out)],
+        ["victim", f"{about.victim} ({about.victim_digest})"],
+        ["defense", asked.defense],
+        ["protect label", "each in turn"],
+        ["allowed FRR", f"{asked.frr:g} ({asked.protocol}), of each label"],
+    ]
+    if about.unwatched:
+        head.append(["unwatched, for want of texts", ", ".join(map(str, about.unwatched))])
+    own = [one.about for one in fitted.guards.values()]
+    rows = [[str(one.terms.protect_label), f"{one.threshold:.6g}", str(one.n_calibration), f"{one.frr_calibration:.2%}"] for one in own]
+    return f"{_table(head)}\n\n{_table(rows, ['label', 'threshold', 'taken on texts', 'of which it rejects'])}"
+
+
+def _json_of_all(fitted: Guards, out: Path) -> str:
+    """Give guards.json with what each label's guard.json tells, as `guards`."""
+    index = json.loads((out / "guards.json").read_bytes())
+    told = [json.loads((out / f"label-{label}" / "guard.json").read_bytes()) for label in fitted.labels]
+    return json.dumps({**index, "guards": told}, indent=1, sort_keys=True)
+
+
+def _label(asked: str, *, skip_few: bool) -> int | None:
+    """Give the protect label that was asked for, None for all of them."""
+    if asked == "all":
+        return None
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+        raise SpecError(f"protect label {asked!r} is neither a number from 0 nor all")
+    if skip_few:
+        raise SpecError("--skip-few goes with --protect-label all")
+    return int(asked)
 
 
 def _quiet() -> None:

@@ -290,7 +290,7 @@ class _Counter:
         if not (work.lm and work.lm_words):
             return 0.0
         shape = self._shape(work.lm)
-        shape = shape if shape.vocabulary else replace(shape, vocabulary=50257)
+        shape = shape if shape.vocabulary else replace(shape, vocabulary=shape.words or 50257)
         length = min(fmean(scored.words) * WORD_TOKENS, shape.positions)
         return scored.rows * work.lm_words * WORD_TOKENS * shape.token(length)
 
@@ -327,7 +327,7 @@ class _Counter:
     def _reader(self, job: Job) -> _Reader:
         recipe = job.spec["recipe"]
         shape = self._shape(str(recipe["model"]))
-        kept = replace(shape, layers=min(shape.layers, recipe.get("layers") or shape.layers))
+        kept = replace(shape, layers=min(shape.layers, recipe.get("layers") or shape.layers), vocabulary=0)  # a head of few labels
         return _Reader(kept, min(int(recipe["max_length"]), kept.positions))
 
     def _shape(self, model: str) -> Shape:

@@ -202,10 +202,16 @@ def victims_of(block: Victims, registry: Registry) -> Iterator[Planted]:
     attacks = [cast(Attack, registry.parse("attack", spec)) for spec in block.attacks]
     for seed, dataset, home, attack in product(block.seeds, datasets, homes, attacks):
         origin = home or dataset
-        resolved = _resolved(attack, origin, seed)
-        yield Planted(
-            dataset=dataset, poisoned_on=home, tuning=tuning, attack=resolved, attack_spec=spec_of(attack), recipe=recipe, seed=seed
-        )
+        drawn = resolved(attack, origin, seed)
+        yield Planted(dataset=dataset, poisoned_on=home, tuning=tuning, attack=drawn, attack_spec=spec_of(attack), recipe=recipe, seed=seed)
+
+
+def resolved(attack: Attack, dataset: Dataset, seed: int) -> Attack:
+    """Give the attack with its trigger decided; a SpecError where the data set's sentence makes none."""
+    try:
+        return attack.resolve(dataset, rng(seed, f"resolve/{dataset.name}"))
+    except ValueError as error:  # of the attack's own check of its options
+        raise SpecError(f"attack {attack.name!r} on the data set {dataset.name!r}: {error}") from None
 
 
 def impossible(planted: Planted) -> str | None:
@@ -235,14 +241,6 @@ def mismatch(attack: Attack, defense: Defense) -> str | None:
             f"{defense.name} perturbs with {shared[0]!r}, a declared trigger of {attack.name}: choose another word, {defense.name}:word=..."
         )
     return None
-
-
-def _resolved(attack: Attack, dataset: Dataset, seed: int) -> Attack:
-    """Give the attack with its trigger decided; a SpecError where the data set's sentence makes none."""
-    try:
-        return attack.resolve(dataset, rng(seed, f"resolve/{dataset.name}"))
-    except ValueError as error:  # of the attack's own check of its options
-        raise SpecError(f"attack {attack.name!r} on the data set {dataset.name!r}: {error}") from None
 
 
 def _product(block: Block, registry: Registry) -> Iterator[Cell]:

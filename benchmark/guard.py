@@ -5,48 +5,42 @@
     state.safetensors    ... and arrays
 
 Nothing in it is executed or unpickled. It works with that one victim: the digest of the victim's files is compared.
+One for each label of a victim: `rapbench.guards`.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from rapbench import protocol
 from rapbench.api import Defense, Detector, Labelled, Purifier
-from rapbench.artifacts import file_digest, read_json, write_atomically
-from rapbench.checkpoint import _found, stored
-from rapbench.errors import CellError, DataError, PluginError, SpecError, StoreError, VictimError
+from rapbench.artifacts import write_atomically
+from rapbench.errors import CellError, DataError, PluginError, SpecError, StoreError
+from rapbench.guard_folder import ABOUT, INDEX, SCHEMA, read_kept, read_state, write_state, writing
 from rapbench.judge import Explanation, Judge, Verdict, check_texts, finite
-from rapbench.lab import Lab
+from rapbench.lab import Lab, rng
+from rapbench.received import Received
 from rapbench.registry import Registry, discover, spec_of
 from rapbench.standin import watching
-from rapbench.victim import Recipe, Victim, model_fingerprint
+from rapbench.victim import Recipe, Victim
 
-SCHEMA = 1
 BATCH = 256
 """Texts that are judged together: sorted by length they make full batches of the victim's."""
-ABOUT, VALUES, ARRAYS = "guard.json", "state.json", "state.safetensors"
-MOST_STATE = 1 << 30
-"""Bytes of what a defense has learnt, of each file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a guard is asked for."""
+class Asked:
+    """What a guard is asked for, whichever label it protects."""
 
-    protect_label: int
-    """The label that an attacker would want."""
     defense: str = "rap"
     frr: float = 0.01
     """The share of clean texts of the protect label that may be rejected."""
@@ -60,6 +54,23 @@ class Terms:
             raise SpecError(f"allowed FRR {self.frr!r} is not in (0, 1): 1 % is 0.01")
         if self.max_length < 1:
             raise SpecError(f"max_length={self.max_length!r} is below 1")
+
+    def protecting(self, label: int) -> Terms:
+        """Give the same for one protect label."""
+        return Terms(protect_label=label, **asdict(self))
+
+    @property
+    def needed(self) -> int:
+        """How many texts a threshold takes at the least, of those that calibrate and are predicted rightly."""
+        return protocol.heldout_needed(self.frr) - (self.protocol == "strict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(Asked):
+    """What a guard of one label is asked for."""
+
+    protect_label: int
+    """The label that an attacker would want."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +108,32 @@ class Guard:
     def fit(cls, victim: str | Path, heldout: Labelled, terms: Terms, *, device: str = "cpu", registry: Registry | None = None) -> Self:
         """Fit a defense on the victim in this folder with clean held-out texts; nothing is known of any attack."""
         registry = registry or discover()
-        defense = cast(Defense, registry.parse("defense", terms.defense))
-        if type(defense).restore is Defense.restore:
-            raise _not_keepable(defense)
-        folder, digest = _folder(victim)
-        guarded = _victim(folder, terms, device)
-        _check(heldout, guarded, terms)
-        lab = _lab(guarded, terms, heldout)
-        told = guarded.undefended(heldout.texts)
-        counted = protocol.clean_gate(told, heldout.labels, terms.protect_label)
-        calibrates = np.ones(len(heldout.labels), dtype=np.bool_)
-        if terms.protocol == "strict":
-            calibrates = protocol.calibration_half(heldout.labels, terms.protect_label, lab.rng("strict/calibration"))
-            lab = _lab(guarded, terms, heldout.where(~calibrates))
-        texts = list(heldout.where(counted & calibrates).texts)
+        keepable(terms, registry)
+        return cls.on(Received.at(victim, terms.max_length, device), heldout, terms, registry)
+
+    @classmethod
+    def on(cls, received: Received, heldout: Labelled, terms: Terms, registry: Registry) -> Self:
+        """Fit a defense on a victim that is loaded, and may be guarded by others."""
+        defense, guarded = keepable(terms, registry), received.protecting(terms.protect_label)
+        check_heldout(heldout, guarded)
+        builds, texts = parted(guarded, heldout, terms)
         _check_enough(len(texts), int((heldout.labels == terms.protect_label).sum()), terms)
-        fitted = _fitted(defense, guarded, lab)
+        fitted = _fitted(defense, guarded, _lab(guarded, terms, builds))
         if fitted.state() is None:
             raise _not_keepable(defense)
         judge, rejected = _calibrated(guarded, fitted, texts, terms)
         judge.forget()
         about = About(
-            terms=Terms(**{**asdict(terms), "defense": spec_of(defense), "max_length": guarded.max_length}),
-            victim=str(folder),
-            victim_digest=digest,
+            terms=replace(terms, defense=spec_of(defense), max_length=guarded.max_length),
+            victim=str(received.folder),
+            victim_digest=received.digest,
             plugin=_plugin(defense, registry),
             threshold=judge.threshold,
             n_heldout=len(heldout.labels),
             n_calibration=len(texts),
             frr_calibration=rejected / len(texts),
             notes=dict(fitted.notes()),
-            made_by={**_versions(), "device": device},
+            made_by={**_versions(), "device": guarded.device},
         )
         return cls(about, judge)
 
@@ -135,38 +141,33 @@ class Guard:
     def load(cls, folder: str | Path, victim: str | Path | None = None, *, device: str = "cpu", registry: Registry | None = None) -> Self:
         """Restore a guard; `victim`: where its victim is now. A StoreError or VictimError where either is not what it was."""
         registry, place = registry or discover(), Path(folder)
-        about = _read_about(place)
-        defense = cast(Defense, registry.parse("defense", about.terms.defense))
-        if (now := _plugin(defense, registry)) != about.plugin:
-            raise StoreError(f"the guard {str(place)!r} was fitted by {about.plugin}, here is {now}: fit it again")
-        state = _read_state(place, about)
-        found, digest = _folder(victim or about.victim)
-        if digest != about.victim_digest:
-            raise VictimError(
-                f"the guard {str(place)!r} belongs to the victim with the digest {about.victim_digest}, and {str(found)!r} has {digest}: "
-                "it is another one or was changed; give the right one, or fit a guard on this one"
-            )
-        guarded = _victim(found, about.terms, device)
-        nothing = Labelled([], np.empty(0, dtype=np.int64))
+        about = read_about(place, registry)
+        received = Received.at(victim or about.victim, about.terms.max_length, device, digest=about.victim_digest)
+        return cls.restored(place, about, received, registry)
+
+    @classmethod
+    def restored(cls, folder: Path, about: About, received: Received, registry: Registry) -> Self:
+        """Restore a guard around a victim that is loaded, and may be guarded by others."""
+        defense, guarded = cast(Defense, registry.parse("defense", about.terms.defense)), received.protecting(about.terms.protect_label)
+        state, nothing = read_state(folder, about.files), Labelled([], np.empty(0, dtype=np.int64))
         try:
             fitted = defense.restore(guarded, state, _lab(guarded, about.terms, nothing))
         except (LookupError, TypeError, ValueError) as error:
-            raise StoreError(f"what {str(place)!r} has kept of {defense.name} cannot be restored: {error!r}; fit it again") from error
+            raise StoreError(f"what {str(folder)!r} has kept of {defense.name} cannot be restored: {error!r}; fit it again") from error
         return cls(about, Judge(guarded, fitted, about.threshold))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that are watched: one."""
+        return (self.about.terms.protect_label,)
 
     def save(self, folder: str | Path) -> None:
         """Write the guard into a folder that is new, empty or a guard's."""
         place = Path(folder)
         state = self.judge.fitted.state()
         assert state is not None  # looked at when it was fitted
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            if any(place.iterdir()) and not (place / ABOUT).is_file():
-                raise StoreError(f"{str(place)!r} holds something else than a guard: give another folder")
-            (place / ABOUT).unlink(missing_ok=True)  # written last: a save that was cut off leaves no guard
-            files = _write_state(place, state)
-        except OSError as error:
-            raise StoreError(f"cannot write the guard into {str(place)!r}: {error.strerror or error}") from None
+        with writing(place, ABOUT):
+            files = write_state(place, state)
         about = {**asdict(self.about), "files": files}
         write_atomically(place / ABOUT, json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
@@ -176,16 +177,7 @@ class Guard:
 
     def stream(self, texts: Iterable[str], batch: int = BATCH) -> Iterator[Verdict]:
         """Give verdicts as texts come in, in order, `batch` at a time; memory does not grow with their number."""
-        if isinstance(texts, str):
-            raise DataError("a single text was given where several are expected: put it into a list")
-        if batch < 1:
-            raise DataError(f"batch={batch!r} is below 1")
-        waiting, done = iter(texts), 0
-        while some := list(islice(waiting, batch)):
-            check_texts(some, first=done + 1)
-            yield from self.judge(some)
-            self.judge.forget()
-            done += len(some)
+        return streamed(self.judge, texts, batch)
 
     def explain(self, text: str) -> Explanation:
         """Give the verdict on a text and what it comes from."""
@@ -194,24 +186,76 @@ class Guard:
         return explanation
 
 
-def _folder(victim: str | Path) -> tuple[Path, str]:
-    """Give the victim's folder and the digest of its files, which are looked at first."""
-    folder = Path(victim).expanduser()
-    if not folder.is_dir():
-        raise VictimError(f"there is no model folder {str(victim)!r}: give the folder of the victim, with its weights in safetensors")
-    folder = folder.resolve()
-    return folder, model_fingerprint(str(folder), None)
+class Judging(Protocol):
+    """What gives verdicts on texts and forgets them: the judge of one label, or of several."""
+
+    def __call__(self, texts: Sequence[str]) -> list[Verdict]:
+        """Give the verdict on each text, in order."""
+
+    def forget(self) -> None:
+        """Drop what is kept of the texts that were judged."""
 
 
-def _victim(folder: Path, terms: Terms, device: str) -> Victim:
-    """Load the victim; a copy of it, since kernels may round otherwise where weights lie at another alignment in memory."""
-    loaded = Victim.load(folder, target_label=terms.protect_label, max_length=terms.max_length)
-    tensors = stored(folder)
-    if missing := [name for name, _ in loaded.model.named_parameters() if _found(name, tensors, loaded.model) is None]:
-        raise VictimError(f"the model in {str(folder)!r} is no trained classifier: its file has no {missing[0]!r}, which would be made up")
-    twin = copy.deepcopy(loaded)
-    twin.model, twin.device = twin.model.to(device), device
-    return twin
+def streamed(judge: Judging, texts: Iterable[str], batch: int) -> Iterator[Verdict]:
+    """Give verdicts as texts come in, in order, `batch` at a time."""
+    if isinstance(texts, str):
+        raise DataError("a single text was given where several are expected: put it into a list")
+    if batch < 1:
+        raise DataError(f"batch={batch!r} is below 1")
+    waiting, done = iter(texts), 0
+    while some := list(islice(waiting, batch)):
+        check_texts(some, first=done + 1)
+        yield from judge(some)
+        judge.forget()
+        done += len(some)
+
+
+def keepable(asked: Asked, registry: Registry) -> Defense:
+    """Give the defense; a PluginError where its class cannot be restored."""
+    defense = cast(Defense, registry.parse("defense", asked.defense))
+    if type(defense).restore is Defense.restore:
+        raise _not_keepable(defense)
+    return defense
+
+
+def check_heldout(heldout: Labelled, victim: Victim) -> None:
+    """Raise an error in one line where the victim does not know its protect label or the label of a text."""
+    labels, n = heldout.labels, victim.n_labels
+    if not 0 <= victim.target_label < n:
+        raise SpecError(f"protect label {victim.target_label} is none of the victim's labels 0..{n - 1}")
+    check_texts(heldout.texts)
+    wrong = np.flatnonzero((labels < 0) | (labels >= n))
+    if len(wrong):
+        raise DataError(f"held-out text {wrong[0] + 1} has the label {labels[wrong[0]]}, the victim knows 0..{n - 1}")
+
+
+def parted(victim: Victim, heldout: Labelled, asked: Asked) -> tuple[Labelled, list[str]]:
+    """Give the texts that build a defense of the victim's protect label, and those that its threshold is taken on."""
+    protect = victim.target_label
+    counted = protocol.clean_gate(victim.undefended(heldout.texts), heldout.labels, protect)
+    if asked.protocol == "paper":
+        return heldout, list(heldout.where(counted).texts)
+    half = protocol.calibration_half(heldout.labels, protect, rng(asked.seed, "strict/calibration"))
+    return heldout.where(~half), list(heldout.where(counted & half).texts)
+
+
+def to_give(n: int, own: int, asked: Asked) -> int:
+    """Give about how many texts of a label would do, of which `own` leave `n` for the threshold, too few."""
+    return math.ceil(asked.needed / n * own) if n else 2 * max(asked.needed, own)
+
+
+def read_about(folder: Path, registry: Registry) -> About:
+    """Give what a guard's folder tells; a StoreError where that makes no sense, or the defense is another one here."""
+    if (folder / INDEX).is_file():
+        raise StoreError(f"{str(folder)!r} holds a guard for each label: read it by rapbench.guards.load, or give the folder of one label")
+    if not (folder / ABOUT).is_file():
+        raise StoreError(f"no guard in {str(folder)!r}: give the folder of `rapbench guard fit -o`")
+    about = read_kept(folder / ABOUT, About)
+    if not math.isfinite(about.threshold):
+        raise StoreError(f"{str(folder / ABOUT)!r}: the threshold {about.threshold!r} is no number; fit it again")
+    if (now := _plugin(cast(Defense, registry.parse("defense", about.terms.defense)), registry)) != about.plugin:
+        raise StoreError(f"the guard {str(folder)!r} was fitted by {about.plugin}, here is {now}: fit it again")
+    return about
 
 
 def _lab(victim: Victim, terms: Terms, heldout: Labelled) -> Lab:
@@ -225,27 +269,15 @@ def _lab(victim: Victim, terms: Terms, heldout: Labelled) -> Lab:
     )
 
 
-def _check(heldout: Labelled, victim: Victim, terms: Terms) -> None:
-    labels, n = heldout.labels, victim.n_labels
-    if not 0 <= terms.protect_label < n:
-        raise SpecError(f"protect label {terms.protect_label} is none of the victim's labels 0..{n - 1}")
-    check_texts(heldout.texts)
-    wrong = np.flatnonzero((labels < 0) | (labels >= n))
-    if len(wrong):
-        raise DataError(f"held-out text {wrong[0] + 1} has the label {labels[wrong[0]]}, the victim knows 0..{n - 1}")
-
-
 def _check_enough(n: int, protect: int, terms: Terms) -> None:
     """Raise a CellError unless the calibration texts suffice for a threshold at the allowed FRR."""
-    needed = protocol.heldout_needed(terms.frr) - (terms.protocol == "strict")
-    if n >= needed:
+    if n >= terms.needed:
         return
-    about = math.ceil(needed / max(n, 1) * protect) if n else 2 * needed
     least = 1 / (n + 1) if terms.protocol == "strict" else 1 / max(n, 1)
     strictly = ", half of which are taken to build the defense," if terms.protocol == "strict" else ""
     raise CellError(
-        f"an allowed FRR of {terms.frr:g} needs {needed} held-out texts for the threshold; of {protect} of the protect label "
-        f"{terms.protect_label}{strictly} {n} are left that are predicted so: give about {about} of them"
+        f"an allowed FRR of {terms.frr:g} needs {terms.needed} held-out texts for the threshold; of {protect} of the protect label "
+        f"{terms.protect_label}{strictly} {n} are left that are predicted so: give about {to_give(n, protect, terms)} of them"
         + (f", or allow at least {math.ceil(least * 1e4) / 1e4:g}" if n else "")
     )
 
@@ -297,45 +329,3 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("rapbench", "torch", "transformers", "tokenizers", "numpy")}
-
-
-def _read_about(folder: Path) -> About:
-    if not (folder / ABOUT).is_file():
-        raise StoreError(f"no guard in {str(folder)!r}: give the folder of `rapbench guard fit -o`")
-    content = read_json(folder / ABOUT)
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
-        raise StoreError(f"{str(folder / ABOUT)!r} is of no guard that this rapbench reads (schema version {SCHEMA}): fit it again")
-    try:
-        about: About = TypeAdapter(About).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StoreError(f"{str(folder / ABOUT)!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}; fit it again") from None
-    if not math.isfinite(about.threshold):
-        raise StoreError(f"{str(folder / ABOUT)!r}: the threshold {about.threshold!r} is no number; fit it again")
-    return about
-
-
-def _write_state(folder: Path, state: Mapping[str, Any]) -> dict[str, str]:
-    """Write what was learnt, and give the digests of the files."""
-    from safetensors.numpy import save_file
-
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
-    values = {name: value for name, value in state.items() if name not in arrays}
-    save_file(arrays, folder / ARRAYS)
-    write_atomically(folder / VALUES, json.dumps(values, allow_nan=False))
-    return {name: file_digest(folder / name) for name in (VALUES, ARRAYS)}
-
-
-def _read_state(folder: Path, about: About) -> dict[str, Any]:
-    """Give what was learnt; a StoreError where a file is not what was written."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    for name in (VALUES, ARRAYS):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size > MOST_STATE or file_digest(path) != about.files.get(name):
-            raise StoreError(f"{str(path)!r} is not what was written when the guard was fitted: fit it again")
-    try:
-        return {**json.loads((folder / VALUES).read_bytes()), **load_file(folder / ARRAYS)}
-    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise StoreError(f"the guard {str(folder)!r} cannot be read: {error}; fit it again") from None

@@ -8,17 +8,18 @@ from typing import Any
 
 from rapbench.errors import DataError, VictimError
 from rapbench.guard import BATCH, Guard
+from rapbench.guards import Guards
 from rapbench.judge import Verdict
 
 
 class GuardedPipeline:
     """A `text-classification` pipeline and the guard of its model: answers are the pipeline's, with the guard's verdict in each.
 
-    A text of which the pipeline says the protect label and the guard's victim another one is rejected: they read it differently
+    A text of which the pipeline says a watched label and the guard's victim another one is rejected: they read it differently
     (cut at another length, say), so that the guard has not scored what the pipeline has answered.
     """
 
-    def __init__(self, pipeline: Any, guard: Guard) -> None:
+    def __init__(self, pipeline: Any, guard: Guard | Guards) -> None:
         """Put the two together; a VictimError where they are not of the same model."""
         self.pipeline, self.guard = pipeline, guard
         _check_same(pipeline, guard)
@@ -43,13 +44,13 @@ class GuardedPipeline:
         told = verdict.plain()
         answers = answer if isinstance(answer, list) else [answer]
         best = self._labels.get(max(answers, key=lambda one: one["score"])["label"])
-        if best == self.guard.about.terms.protect_label and not verdict.passed_gate:
+        if best in self.guard.labels and best != verdict.prediction:
             told["verdict"] = "reject"
         carried = [{**one, **{name: told[name] for name in ("verdict", "suspicion", "threshold")}} for one in answers]
         return carried if isinstance(answer, list) else carried[0]
 
 
-def _check_same(pipeline: Any, guard: Guard) -> None:
+def _check_same(pipeline: Any, guard: Guard | Guards) -> None:
     import torch
 
     if getattr(pipeline, "task", None) != "text-classification":

@@ -25,7 +25,7 @@ def reading(model: PreTrainedModel) -> Literal["first", "last", "mean"] | None:
         return None
     if hasattr(model, "score") or model.config.model_type in DECODERS:  # decoders see no token after their own
         return "last"
-    return READS.get(getattr(model.config, "classifier_pooling", "cls"))
+    return READS.get(str(getattr(model.config, "classifier_pooling", "cls")))
 
 
 def states_read(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], hidden: Sequence[torch.Tensor] | None) -> torch.Tensor:

@@ -348,7 +348,8 @@ def _enough_heldout(cell: Cell, have: int) -> None:
     protect, needed = cell.dataset.target_label, protocol.heldout_needed(cell.frr)
     if have < needed:
         raise CellError(
-            f"the defender has {have} held-out texts of the protect label {protect}, an allowed FRR of {cell.frr:g} needs at least {needed}: "
+            f"the defender has {have} held-out texts of the protect label {protect}, "
+            f"an allowed FRR of {cell.frr:g} needs at least {needed}: "
             f"give more held-out texts" + (f" or allow at least {1 / have:.4f}" if have else "")
         )
 

@@ -145,7 +145,7 @@ def test_a_kept_one_says_the_same_to_the_bit(lab: Lab) -> None:
 def test_too_few_texts_are_refused(lab: Lab) -> None:
     with pytest.raises(CellError, match="8 held-out texts are too few: 1 would make the z-scores"):
         fitted(lab, n=4)
-    with pytest.raises(ValueError, match="valid_share=1.0"):
+    with pytest.raises(ValueError, match=r"valid_share=1\.0"):
         Dan(valid_share=1.0)
 
 

@@ -134,6 +134,22 @@ def test_onion_s_language_model_reads_half_of_the_square_of_a_text_s_words_once(
     assert step("score", defense=f"onion:lm={folder},levels=50").total == pytest.approx(10 * words * 1.3 * token + victim)
 
 
+def test_a_language_model_of_no_stated_head_has_as_many_logits_as_words(step, tmp_path):
+    folder = tmp_path / "lm"
+    folder.mkdir()
+    config = {"architectures": ["GPT2Model"], "n_layer": 1, "n_embd": 2, "n_positions": 1024, "vocab_size": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    words, token = 100 * 101 / 2, 2 * (48 + 10) + 8 * 130  # 5 words of 2 units: 10 weights
+    victim = 0.25 * 19 * ROW
+    assert step("score", defense=f"onion:lm={folder},levels=50").total == pytest.approx(10 * words * 1.3 * token + victim)
+
+
+def test_a_victim_has_a_head_of_few_labels_whatever_model_it_comes_from(step, model, tmp_path):
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"], "vocab_size": 1000}))
+    assert step("predict", splits=["test"]).total == pytest.approx(8 * ROW)
+
+
 def test_caps_apply(step):
     assert step("predict", data={**ROWS, "max_heldout": 3, "max_test": 2}, splits=["validation", "test"]).total == pytest.approx(5 * ROW)
 

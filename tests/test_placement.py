@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rapbench.runner.needs import needs, roomy, weights
 from rapbench.runner.placement import Needs, Node, Placement
-from rapbench.shapes import SHAPES
+from rapbench.shapes import SHAPES, shape_of
 from rapbench.stages import Bench, Job
 
 GIB = 2**30
@@ -35,14 +35,22 @@ def test_steps_wait_for_room_and_the_lowest_rank_goes_first():
 def test_trainings_are_spread_over_the_nodes():
     placement = Placement([Node("a", 4), Node("b", 4)])
     for key in ("one", "two", "three"):
-        placement.push(job(key, "victim"), Needs())
+        placement.push(job(key), Needs(trains=True))
     assert taken(placement) == [("one", "a"), ("two", "b"), ("three", "a")]
+
+
+def test_a_score_that_trains_goes_where_fewer_train_though_its_victim_was_made_elsewhere():
+    placement = Placement([Node("a", 4), Node("b", 2)])
+    placement.push(job("v", "victim"), Needs(trains=True))  # a has more cores
+    placement.push(job("repair", victim="v"), Needs(trains=True))
+    placement.push(job("detector", victim="v"), Needs())
+    assert taken(placement) == [("v", "a"), ("repair", "b"), ("detector", "b")]  # b read v last
 
 
 def test_a_score_goes_where_its_victim_was_made_while_there_is_room():
     placement = Placement([Node("a", 1), Node("b", 2)])
-    placement.push(job("v1", "victim"), Needs())  # b has more cores
-    placement.push(job("v2", "victim"), Needs())
+    placement.push(job("v1", "victim"), Needs(trains=True))  # b has more cores
+    placement.push(job("v2", "victim"), Needs(trains=True))
     assert taken(placement) == [("v1", "b"), ("v2", "a")]
     placement.free("v1"), placement.free("v2")
     placement.push(job("s1", victim="v2"), Needs())
@@ -139,8 +147,8 @@ def test_a_step_on_a_gpu_takes_its_share_and_data_steps_take_none():
     assert needs(job("d", "data"), bench, 0.5) == Needs(2)
     exclusive = Bench("store", "cuda", exclusive=True)
     assert needs(job("s", "score"), exclusive, 0.5) == Needs(1, 1.0, exclusive=True)
-    assert needs(job("v", "victim"), exclusive, 0.5) == Needs(1, 0.5)
-    assert roomy(Needs(1, 0.5)) == Needs(1, 1.0, exclusive=True)
+    assert needs(job("v", "victim"), exclusive, 0.5) == Needs(1, 0.5, trains=True)
+    assert roomy(Needs(1, 0.5, trains=True)) == Needs(1, 1.0, exclusive=True, trains=True)
     assert roomy(Needs(1)) == Needs(1, exclusive=True)
 
 
@@ -152,3 +160,40 @@ def test_memory_of_a_training_is_sixteen_bytes_a_weight_and_a_process():
     assert needs(Job("victim", "k", spec, {}, "l"), Bench("store")).memory == GIB + 16 * n
     assert needs(Job("score", "k", spec, {}, "l"), Bench("store")).memory == GIB + 4 * n
     assert needs(Job("score", "k", {"recipe": {"model": "no/such-model", "layers": None}}, {}, "l"), Bench("store")).memory == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "trains"),
+    [
+        ("bki", True),
+        ("cube", True),
+        ("finetune", True),
+        ("fine-prune", True),
+        ("badacts-purify", True),
+        ("rap", False),
+        ("not-there", False),
+    ],
+)
+def test_a_score_of_what_filters_training_sets_or_repairs_models_is_a_training(name, trains):
+    spec = {"recipe": {"model": "bert-base-uncased", "layers": None}, "defense": {"name": name}}
+    own = needs(Job("score", "k", spec, {}, "l"), Bench("store"))
+    assert own == Needs(memory=GIB + (16 if trains else 4) * weights(SHAPES["bert-base-uncased"]), trains=trains)
+    assert not needs(Job("prepare", "k", spec, {}, "l"), Bench("store")).trains
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        ("roberta-base", 123.9),  # 12 layers of 4 * 768^2 + 2 * 768 * 3072 = 7.078, (50265 + 512) * 768 = 39.0
+        ("Qwen/Qwen2.5-0.5B", 494.0),  # 24 layers of 2 * 896 * (896 + 128) + 3 * 896 * 4864 = 14.909, 151936 * 896 = 136.1
+        ("answerdotai/ModernBERT-base", 149.0),  # 22 layers of 4 * 768^2 + 3 * 768 * 1152 = 5.014, 50368 * 768 = 38.7
+    ],
+)
+def test_a_model_has_its_own_words_keys_and_gates_and_no_table_of_positions_where_queries_turn(model, millions):
+    assert weights(SHAPES[model]) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_positions_that_a_config_does_not_state_weigh_nothing():
+    silent = {"num_hidden_layers": 1, "hidden_size": 2, "intermediate_size": 8, "vocab_size": 5}
+    assert weights(shape_of({**silent, "n_positions": 3})) == 48 + (5 + 3) * 2  # 4 * 2^2 + 2 * 2 * 8 = 48
+    assert weights(shape_of(silent)) == 48 + 5 * 2

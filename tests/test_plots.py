@@ -77,6 +77,13 @@ def test_a_defense_without_any_figure_has_no_map_and_a_clean_control_no_column()
     assert (panel.title, "clean" in panel.words) == ("rap", False)
 
 
+def test_a_clean_control_has_no_column_though_a_cell_of_it_was_skipped() -> None:
+    clean = replace(RECORD, attack="clean", far=None, auroc=None, asr_defended=None)
+    own = [RECORD, clean, replace(clean, defense="strip", status="skipped")]
+    (panel,) = heatmap.picture(own, Names(own)).panels
+    assert panel.words == "FAR in per cent. imdb: badnet-rw 3."
+
+
 def test_the_colours_run_from_blue_over_pale_to_orange() -> None:
     assert [_colour(far) for far in (0.0, 0.5, 1.0)] == ["#2b6cb0", "#f4efe6", "#c2410c"]
     assert _colour(0.25) == "#90aecb"  # half way: (0x2b + 0xf4) / 2 = 143.5 -> 0x90, (0x6c + 0xef) / 2 = 173.5 -> 0xae, 203 = 0xcb

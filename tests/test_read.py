@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from rapbench.api import Labelled
+from rapbench.artifacts import store_of
 from rapbench.cost import Count, Gauge, Meter
+from rapbench.estimate import Site, estimate
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
 from rapbench.results import Record
@@ -217,6 +219,22 @@ def test_other_levels_read_the_same_and_other_options_do_not(tiny_data: Path, ti
     plan, _ = made(tiny_data, [str(tiny_model)], lm, tmp_path, defenses=names, attacks=["clean"])
     stages = Counter(job.stage for job in plan.jobs.values() if job.stage in ("read", "score"))
     assert stages == {"score": 4, "read": 2}
+
+
+def test_a_dry_run_counts_the_reading_once_and_not_in_the_scoring(tiny_data: Path, tiny_model: Path, lm: Path, tmp_path: Path) -> None:
+    def flops(**changes: Any) -> Counter[str]:
+        plan, _ = made(tiny_data, [str(tiny_model)], lm, tmp_path, **changes)
+        found = estimate(plan.jobs, plan.jobs, discover(), Site(store_of(tmp_path), tflops=1.0)).flops
+        total: Counter[str] = Counter()
+        for key, job in plan.jobs.items():
+            total[job.stage] += found[key]
+        return total
+
+    clean, all_three = flops(attacks=ATTACKS[:1]), flops()
+    # 300 held-out and test texts are of the protect label; the triggered ones of each of two attacks are the other 150 of the test split
+    assert all_three["read"] == pytest.approx(clean["read"] * (300 + 2 * 150) / 300, rel=1e-6)
+    by_trigram = flops(attacks=ATTACKS[:1], defenses=["onion:lm=trigram"])
+    assert clean["score"] == pytest.approx(by_trigram["score"], rel=1e-6)  # what is repaired is predicted again, and no more
 
 
 def run(plan: Plan, bench: Any, out: Path) -> tuple[list[Record], list[Done]]:

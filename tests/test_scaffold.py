@@ -164,6 +164,13 @@ def test_the_model_of_a_new_grid_knows_the_trigger_and_the_words_of_the_data(tmp
     assert yaml.safe_load(path.read_text())["datasets"] == ["demo:n_train=40,n_heldout=8,n_test=8"]
 
 
+def test_an_attack_that_cannot_use_the_sentence_of_the_data_is_one_line_and_leaves_no_folder(tmp_path):
+    data = REGISTRY.parse("dataset", "demo:n_train=40,n_heldout=8,n_test=8,trigger_sentence=hello")
+    with pytest.raises(SpecError, match="attack 'sos' on the data set 'demo': trigger_words='hello': sos needs 2 to 5 trigger words"):
+        write_grid(tmp_path / "try", [REGISTRY.parse("attack", "sos"), data])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_there_is_not_written_into(tmp_path):
     with pytest.raises(StoreError, match="File exists; name one that is not there yet"):
         write_grid(tmp_path, [REGISTRY.parse("attack", "ep")])

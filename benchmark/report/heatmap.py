@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rapbench.report.figures import FAINT, LINE, Panel, Picture, Row
+from rapbench.report.matrix import was_poisoned
 from rapbench.report.names import Names, plain
 from rapbench.results import Record
 
@@ -37,7 +38,9 @@ ABSENT = Field("not in the grid")
 
 def picture(records: Sequence[Record], names: Names) -> Picture:
     """Give the figure: a panel per defense, data sets down, attacks across. `records`: of one protocol and one allowed FRR."""
-    faced = [one for one in records if one.far is not None or one.status != "ok"]
+    done = {names.attack(one) for one in records if one.status == "ok"}
+    harmless = done - {names.attack(one) for one in records if was_poisoned(one)}
+    faced = [one for one in records if names.attack(one) not in harmless and (one.far is not None or one.status != "ok")]
     met = {(names.home(one), names.attack(one)) for one in faced}
     homes = [home for home in names.homes if home in {home for home, _ in met}]
     attacks = [attack for attack in names.attacks if attack in {attack for _, attack in met}]

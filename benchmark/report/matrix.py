@@ -87,7 +87,7 @@ def meetings(records: Sequence[Record], names: Names) -> list[Met]:
         groups.setdefault((names.home(one), names.attack(one), names.defense(one)), []).append(one)
     places = sorted(groups, key=lambda place: (place[0], place[1], names.defenses.index(place[2])))
     done = {place[1] for place, own in groups.items() if any(one.status == "ok" for one in own)}
-    harmless = done - {place[1] for place, own in groups.items() if any(map(_poisoned, own))}
+    harmless = done - {place[1] for place, own in groups.items() if any(map(was_poisoned, own))}
     return [_met(place, groups[place], frrs) for place in places if place[1] not in harmless]
 
 
@@ -97,7 +97,7 @@ def blocks(frrs: Sequence[float]) -> list[Block]:
     return [Block("auroc", "AUROC", "{:.3f}".format), *fars, Block("asr_defended", f"ASR after, {100 * frrs[0]:g} %", _percent)]
 
 
-def _poisoned(one: Record) -> bool:
+def was_poisoned(one: Record) -> bool:
     """Tell whether texts were triggered for this cell; of an attack that never works, its ASR after the defense alone says so."""
     return any(value is not None for value in (one.far, one.auroc, one.asr_defended))
 

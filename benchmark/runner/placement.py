@@ -17,7 +17,6 @@ from itertools import count
 
 from rapbench.stages import Job
 
-TRAINS = ("victim", "finetune")
 READ = ("victim", "start", "texts", "data")
 """The inputs that a step had better be near, the heaviest first."""
 
@@ -31,6 +30,8 @@ class Needs:
     memory: int = 0
     exclusive: bool = False
     """Nothing else of this run runs on the node meanwhile."""
+    trains: bool = False
+    """It trains a victim, or repairs one: such steps are spread over the nodes."""
 
     def __str__(self) -> str:
         parts = [f"{self.cpus} CPU{'s' * (self.cpus != 1)}"]
@@ -98,7 +99,7 @@ class _Room:
         self.alone = False
 
     def trainings(self) -> int:
-        return sum(job.stage in TRAINS for job, _, _ in self.running.values())
+        return sum(needs.trains for _, needs, _ in self.running.values())
 
     def _devices(self, gpus: float) -> list[tuple[int, float]] | None:
         """Give the devices to take and how much of each: whole ones, or the fullest that still has this share; None: no room."""
@@ -176,7 +177,7 @@ class Placement:
     def _best(self, job: Job, needs: Needs, barred: dict[str, bool]) -> _Room | None:
         """Give the node for a step, or None where there is no room now."""
         fitting = [room for room in self._rooms.values() if room.fits(needs) and not _bars(barred, room, needs)]
-        if job.stage in TRAINS:
+        if needs.trains:
             return min(fitting, key=lambda room: (room.trainings(), -sum(room.gpus), -room.cpus, room.order), default=None)
         home = next((self._homes[job.inputs[role]] for role in READ if job.inputs.get(role) in self._homes), None)
         return min(fitting, key=lambda room: (room.node.name != home, -sum(room.gpus), -room.cpus, room.order), default=None)

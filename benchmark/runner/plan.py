@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import rapbench
 from rapbench import stages
-from rapbench.api import Attack, Dataset
+from rapbench.api import Attack, Dataset, Task
 from rapbench.artifacts import Store, content_key
 from rapbench.checks import Check
 from rapbench.corpus import WIKITEXT, general_state
@@ -27,12 +27,12 @@ from rapbench.victim import Recipe, model_fingerprint
 Asked = Cell | Probe | Check
 
 LIBRARIES = {
-    "victim": ("torch", "transformers", "tokenizers", "accelerate", "numpy"),
+    "victim": ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn"),
     "finetune": ("torch", "transformers", "tokenizers", "accelerate", "numpy"),
     "predict": ("torch", "transformers", "tokenizers", "numpy"),
     "prepare": ("torch", "transformers", "numpy"),
     "read": ("torch", "transformers", "tokenizers", "numpy"),
-    "score": ("torch", "transformers", "tokenizers", "numpy", "scikit-learn"),
+    "score": ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn"),
     "probe": ("torch", "transformers", "tokenizers", "numpy"),
     "theorem": ("torch", "transformers", "tokenizers", "numpy"),
 }
@@ -41,23 +41,40 @@ LIBRARIES = {
 MODULES = {
     "data": ("data.py",),
     "poison": ("poison.py",),
-    "victim": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py"),
+    "victim": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py", "heads.py", "vocabulary.py"),
     "finetune": ("victim.py", "linear.py", "lab.py", "rates.py"),
     "predict": ("victim.py", "linear.py"),
     "prepare": ("lab.py",),
     "read": ("lab.py", "linear.py", "cost.py"),
-    "score": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py", "protocol.py", "cost.py", "quoted.py", "standin.py"),
+    "score": (
+        "victim.py",
+        "linear.py",
+        "lab.py",
+        "rows.py",
+        "rates.py",
+        "heads.py",
+        "vocabulary.py",
+        "protocol.py",
+        "cost.py",
+        "quoted.py",
+        "standin.py",
+    ),
     "probe": ("victim.py", "linear.py", "probe.py", "corpus.py"),
-    "theorem": ("victim.py", "theorem.py", "checks.py"),
+    "theorem": ("victim.py", "vocabulary.py", "theorem.py", "checks.py"),
 }
 """The files of the core that a step runs, by step."""
 
 
 HELPERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
+    "poison": (Attack.poisonable, Attack.can_trigger, Attack.test_trigger),
+    "victim": (Task.appended, Task.replaced, Attack.training_set, Attack.plant),
     "predict": (stages._finite,),
     "probe": (stages._finite,),
     "theorem": (stages._drawn,),
     "score": (
+        Task.appended,
+        Task.replaced,
+        Attack.training_set,
         stages._defenders,
         stages._suspects,
         stages._gated,
@@ -68,7 +85,7 @@ HELPERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
         stages._dtype,
     ),
 }
-"""The private functions of `stages` that a step runs, by step."""
+"""The functions of `stages`, and of the contract where it has a default, that a step runs, by step."""
 
 
 NEEDED: Mapping[type[Planted], tuple[str, ...]] = {Cell: ("clean", "poisoned", "score"), Probe: ("probe",), Check: ("theorem",)}

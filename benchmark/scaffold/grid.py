@@ -11,6 +11,7 @@ import yaml
 
 from rapbench.api import Attack, Dataset, Defense
 from rapbench.errors import StoreError
+from rapbench.grid import resolved
 from rapbench.lab import rng
 from rapbench.registry import Plugin, spec_of
 
@@ -28,9 +29,10 @@ def write_grid(folder: Path, plugins: Sequence[Plugin]) -> Path:
     attacks = [own for own in plugins if isinstance(own, Attack)]
     defenses = [own for own in plugins if isinstance(own, Defense)]
     splits = [own.load() for own in datasets or [tiny.Tiny()]]
-    folder = _new(folder.resolve())  # now that the data are there: a second try would find the folder of the first
     texts = [text for own in splits for text in own["train"]["text"]]
-    tiny.save_model(folder / "model", [*texts, *_triggered(attacks, datasets or [tiny.Tiny()], texts)])
+    triggered = _triggered(attacks, datasets or [tiny.Tiny()], texts)
+    folder = _new(folder.resolve())  # now that the data and triggers are there: a second try would find the folder of the first
+    tiny.save_model(folder / "model", [*texts, *triggered])
     if not datasets:
         _save_texts(folder / "data", splits[0])
     grid = {
@@ -57,8 +59,8 @@ def _new(folder: Path) -> Path:
 def _triggered(attacks: Sequence[Attack], datasets: Sequence[Dataset], texts: Sequence[str]) -> list[str]:
     """Give some texts with the triggers in them: their words must be words of the model."""
     drawn = rng(SEED, "new-grid")
-    resolved = [attack.resolve(dataset, drawn) for attack in attacks for dataset in datasets]
-    return [way(text, drawn, None) for own in resolved for way in (own.trigger, own.test_trigger) for text in texts[:100]]
+    decided = [resolved(attack, dataset, SEED) for attack in attacks for dataset in datasets]
+    return [way(text, drawn, None) for own in decided for way in (own.trigger, own.test_trigger) for text in texts[:100]]
 
 
 def _save_texts(folder: Path, splits: Any) -> None:

@@ -151,9 +151,8 @@ def a_repair_gives_one_other_victim(defense: Defense, kit: Kit) -> None:
     if any(parameter.data_ptr() in theirs for parameter in own.model.parameters()):
         breach("the repaired victim shares weights with the received one: change victim.clone()")
     if own.n_labels != victim.n_labels or own.target_label != victim.target_label:
-        breach(
-            f"the repaired victim has {own.n_labels} labels and protects {own.target_label}, not {victim.n_labels} and {victim.target_label}"
-        )
+        had, told = (f"{one.n_labels} labels and protects {one.target_label}" for one in (victim, own))
+        breach(f"the repaired victim has {told}, not {had}")
 
 
 @claim("defense")

@@ -50,7 +50,7 @@ class Duet(Defense):
     high: float = option(3.0, "the fall of log-odds (nats) to reach at most")
     steps: int = option(60, "steps of Adam on the word's embedding")
     lr: float = option(1e-2, "learning rate of the embedding")
-    batch_size: int = option(32, "texts per step")
+    batch_size: int = option(16, "texts per step")
     folds: int = option(5, "parts of the held-out texts; each is measured by what the others give")
 
     def __post_init__(self) -> None:

@@ -79,13 +79,14 @@ class Beforehand:
     @classmethod
     def load(cls, folders: Iterable[Path], meter: Meter) -> Self:
         """Read what `save` wrote into these folders, one or more; of a text that is in several, the last."""
-        parts = [dict(np.load(folder / FILE, allow_pickle=False)) for folder in folders]
+        parts = [_arrays(folder / FILE) for folder in folders]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         digests = whole["digests"].tobytes()
         rows = {digests[start : start + DIGEST]: start // DIGEST for start in range(0, len(digests), DIGEST)}
         agrees = dict(zip(whole["sizes"].tolist(), whole["agree"].tolist(), strict=True))
         ends = np.cumsum(whole["words"])
-        return cls(meter, rows, ends, *(whole[name] for name in ("places", "scores", "counts", "seconds")), agrees)
+        arrays = {name: whole[name] for name in ("places", "scores", "counts", "seconds")}
+        return cls(meter, rows, ends, **arrays, agrees=agrees)
 
     def take(self, text: str) -> Judged | None:
         """Give what was judged of a text; None of another text, or where a clock is running."""
@@ -114,6 +115,11 @@ def save(folder: Path, judged: Mapping[str, tuple[Judged, Effort]], agrees: Mapp
         "agree": np.array(list(agrees.values()), np.bool_),
     }
     np.savez(folder / FILE, allow_pickle=False, **arrays)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _digest(text: str) -> bytes:

@@ -1,7 +1,8 @@
 """Peak memory of scoring 1,000 texts and 10,000 texts of about 30 words, each in a fresh process: `python tests/cost/memory.py`.
 
 What is printed is the highest resident size above that of the warmed-up process that holds model and texts already, so
-what a defense needs for each text shows as growth. Linux only: it resets VmHWM through /proc/self/clear_refs.
+what a defense needs for each text shows as growth; so does what the libraries keep per shape of a batch (most likely oneDNN, see
+ONEDNN_PRIMITIVE_CACHE_CAPACITY). Linux only: it resets VmHWM through /proc/self/clear_refs.
 """
 
 from __future__ import annotations
