@@ -32,6 +32,7 @@ MODULES = {
     "rapbench.results": "What a results folder holds.",
     "rapbench.interop": "Results as tables of pandas and of Hugging Face `datasets`.",
     "rapbench.guard": "A defense in use.",
+    "rapbench.guards": "Guards of all labels.",
     "rapbench.guarded": "A guard around a pipeline of `transformers`.",
     "rapbench.judge": "One text, one verdict.",
     "rapbench.heldout": "Held-out texts from a file.",

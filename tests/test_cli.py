@@ -113,7 +113,7 @@ def test_the_version_is_the_package_s(rapbench):
 def test_list_shows_each_plugin_and_grid(rapbench):
     ended = rapbench("list")
     assert (ended.code, ended.err) == (0, "")
-    assert all(name in ended.out for name in ("badnet-rw", "strip", "onion", "rap", "imdb", "agnews", "grids: demo"))
+    assert all(name in ended.out for name in ("badnet-rw", "strip", "onion", "rap", "imdb", "agnews", "grids: axes, beyond, demo"))
 
 
 def test_list_json_is_one_object_with_the_options_of_each_plugin(rapbench):

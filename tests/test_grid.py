@@ -33,7 +33,7 @@ def cells(tmp_path: Path):
 # what comes out
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "paper-finetuned"])
+@pytest.mark.parametrize("name", ["demo", "paper", "paper-finetuned", "beyond", "axes"])
 def test_a_shipped_grid_expands_into_cells_that_are_each_unique(name):
     cells = cells_of(read_blocks(name), REGISTRY)
     assert cells
@@ -285,7 +285,7 @@ def test_a_file_that_cannot_be_read_is_named(name):
 
 @pytest.mark.parametrize("name", ["demmo", "d" * 5000])
 def test_an_unknown_shipped_grid_is_told_what_there_is(name):
-    with pytest.raises(GridError, match=r"unknown grid '.*' ?.*\(there are: demo, .*\); or give the path of a .yaml file"):
+    with pytest.raises(GridError, match=r"unknown grid '.*' ?.*\(there are: axes, beyond, demo, .*\); or give the path of a .yaml file"):
         read_blocks(name)
 
 
