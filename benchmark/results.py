@@ -168,7 +168,8 @@ class Record(Named):
     def of(cls, content: dict[str, Any]) -> Self:
         intervals = {rate: ends and (ends[0], ends[1]) for rate, ends in content.get("intervals", {}).items()}
         cost = Cost.of(content["cost"]) if content.get("cost") else None
-        return cls(**{**content, "intervals": intervals, "warnings": tuple(content.get("warnings", ())), "cost": cost})
+        own = {name: value for name, value in content.items() if name != "mark"}  # a report says it of the defense, no file does
+        return cls(**{**own, "intervals": intervals, "warnings": tuple(content.get("warnings", ())), "cost": cost})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -251,7 +251,7 @@ def test_ep_starts_from_the_clean_victim_and_says_so(registry, lab: Lab) -> None
 
 
 def test_ep_refuses_a_trigger_that_is_not_one_token(registry, untrained: Victim, lab: Lab) -> None:
-    with pytest.raises(SpecError, match="one is needed"):
+    with pytest.raises(SpecError, match="one token is needed"):
         planted_by_ep(registry, untrained, lab, "ep:word=mb.mb")
 
 

@@ -153,7 +153,7 @@ def test_without_a_text_of_the_protect_label_there_is_nothing_to_learn(untrained
 
 @pytest.mark.parametrize("word", ["cf.mb", "zebra"])
 def test_a_word_that_is_not_one_token_is_an_error(untrained: Victim, heldout: Labelled, lab: Lab, word: str) -> None:
-    with pytest.raises(SpecError, match="one is needed"):
+    with pytest.raises(SpecError, match="one token is needed"):
         discover().parse("defense", f"rap:word={word}").fit(untrained, heldout, lab)
 
 

@@ -471,7 +471,11 @@ BAD_DEFENSES = [
     (Follows, a_purifier_gives_one_text_that_is_not_blank_for_each, "in another order"),
     (SharesWeights, a_repair_gives_one_other_victim, "^the repaired victim shares weights with the received one: change victim.clone"),
     (AnotherEachTime, a_repair_gives_one_other_victim, "^repaired gives another victim each time"),
-    (ProtectsAnotherLabel, a_repair_gives_one_other_victim, "^the repaired victim has 2 labels and protects 0, not 2 labels and protects 1"),
+    (
+        ProtectsAnotherLabel,
+        a_repair_gives_one_other_victim,
+        "^the repaired victim has 2 labels and protects 0, not 2 labels and protects 1",
+    ),
     (RepairsUnsaid, it_is_fitted_as_what_it_works_on, "^works_on is .inputs. and fit gives Own, no Detector or Purifier"),
     (FiltersSomethingElse, it_is_fitted_as_what_it_works_on, "^works_on is .weights., none of inputs, training, model"),
     # the 900 training texts, and copies of half of the 450 non-target ones

@@ -275,7 +275,7 @@ def test_a_kind_without_texts_is_refused(untrained: Any, missing: int, kind: str
 
 
 def test_a_word_of_several_tokens_is_refused(untrained: Any) -> None:
-    with pytest.raises(SpecError, match="one is needed"):
+    with pytest.raises(SpecError, match="one token is needed"):
         check(untrained, ["a film"], ["a book"], ["a day"], word="nowhere", rng=np.random.default_rng(0))
 
 

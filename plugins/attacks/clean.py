@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from rapbench import Attack
 
 if TYPE_CHECKING:
+    import datasets
     import numpy as np
+
+    from rapbench.api import Task
+    from rapbench.lab import Lab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +24,6 @@ class Clean(Attack):
 
     def trigger(self, text: str, rng: np.random.Generator, limit: int | None) -> str:
         return text
+
+    def training_set(self, task: Task, lab: Lab) -> datasets.Dataset:
+        return task.train
