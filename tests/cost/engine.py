@@ -58,7 +58,7 @@ def measure(shape: str, budgets: Sequence[int], variants: Sequence[str], rounds:
     torch.manual_seed(0)
     model = BertForSequenceClassification(SHAPES[shape]).eval()
     victims = {name: VARIANTS[name](victim(shared(model))) for name in variants}
-    agree(victim(model), victims)
+    victims = agreeing(victim(model), victims)
     products = weights(model)
     flops: dict[str, float] = {}
     sides: dict[str, Callable[[], object]] = {}
@@ -127,12 +127,16 @@ def multiply(inputs: dict[int, torch.Tensor], products: Sequence[torch.Tensor]) 
             torch.matmul(inputs[len(weight)], weight)
 
 
-def agree(plain: Victim, victims: dict[str, Victim]) -> None:
-    """Check that each variant predicts as the plain engine does; this compiles those that are."""
-    expected = plain.probabilities(texts(256))
+def agreeing(plain: Victim, victims: dict[str, Victim]) -> dict[str, Victim]:
+    """Give the variants that predict as the plain engine does, and say which do not on this processor; this compiles those that are."""
+    expected, kept = plain.probabilities(texts(256)), {}
     for name, own in victims.items():
         off = abs(own.probabilities(texts(256)) - expected).max()
-        assert off < 1e-5, f"{name} is {off:.1e} off"
+        if off < 1e-5:
+            kept[name] = own
+        else:
+            print(f"{name} is left out: it is {off:.1e} off on this processor")
+    return kept
 
 
 # --- variants
