@@ -55,6 +55,8 @@ def test_each_block_has_a_row_per_defense_and_a_column_per_attack() -> None:
         ["ASR", "none", "98.0", "90.0", "1.0", "1.0"],
         ["AUROC", "rap", "0.990", "0.750", "3.0", "2.5"],  # rows (2 + 4) / 2, time (2 + 3) / 2
         ["", "noise (floor)", "0.500", "- [1]", "2.0 + 30.0", "2.0"],
+        ["FRR at 1 %", "rap", "1.2", "1.2", "3.0", "2.5"],
+        ["", "noise (floor)", "1.2", "- [1]", "2.0 + 30.0", "2.0"],
         ["FAR at 1 %", "rap", "3.0", "50.0", "3.0", "2.5"],
         ["", "noise (floor)", "99.0", "- [1]", "2.0 + 30.0", "2.0"],
         ["FAR at 5 %", "rap", "1.0", "25.0", "3.0", "2.5"],
@@ -79,18 +81,18 @@ def test_each_data_set_has_a_table_and_footnotes_are_numbered_once() -> None:
 def test_a_figure_is_the_mean_over_seeds() -> None:
     own = [replace(RECORD, seed=seed, far=far, asr=asr) for seed, far, asr in ((1, 0.1, 0.9), (2, 0.3, 1.0))]
     rows = table(shown(*own))
-    assert (rows[1][2], rows[3][2]) == ("95.0", "20.0")
+    assert (rows[1][2], rows[4][2]) == ("95.0", "20.0")
 
 
 def test_a_filter_has_its_one_far_under_every_allowed_frr() -> None:
     own = [replace(RECORD, defense="cube", threshold=None, far=0.2, frr=frr) for frr in (0.005, 0.01)]
     rows = table(shown(*OWN, *own))
-    assert [row[2] for row in rows if row[1] == "cube"] == ["0.990", "20.0", "20.0", "3.0"]
+    assert [row[2] for row in rows if row[1] == "cube"] == ["0.990", "1.2", "20.0", "20.0", "3.0"]
 
 
 def test_without_one_per_cent_the_nearest_allowed_frr_stands_for_it() -> None:
     rows = table(shown(replace(RECORD, frr=0.03)))
-    assert [row[0] for row in rows[1:]] == ["ASR", "AUROC", "FAR at 3 %", "ASR after, 3 %"]
+    assert [row[0] for row in rows[1:]] == ["ASR", "AUROC", "FRR at 3 %", "FAR at 3 %", "ASR after, 3 %"]
 
 
 def test_many_attacks_go_on_in_a_second_table_with_all_rows() -> None:
@@ -101,12 +103,12 @@ def test_many_attacks_go_on_in_a_second_table_with_all_rows() -> None:
     ]
     assert table(text, 0)[0][2:-2] == [f"a{n:02}" for n in range(6)]
     assert table(text, 1)[0][2:-2] == [f"a{n:02}" for n in range(6, 13)]
-    assert len(table(text, 0)) == len(table(text, 1)) == 5
+    assert len(table(text, 0)) == len(table(text, 1)) == 6
 
 
 def test_what_could_not_be_counted_is_two_dashes() -> None:
     rows = table(shown(RECORD, replace(RECORD, attack="ep", far=None, asr_defended=None)))
-    assert [row[3] for row in rows[1:]] == ["98.0", "0.990", "--", "--"]
+    assert [row[3] for row in rows[1:]] == ["98.0", "0.990", "1.2", "--", "--"]
 
 
 def test_what_poisons_nothing_has_no_column_though_a_cell_of_it_was_skipped() -> None:
@@ -120,7 +122,7 @@ def test_an_attack_that_never_works_keeps_its_column() -> None:
     failing = replace(RECORD, attack="ep", asr=0.0, far=None, auroc=None, asr_defended=0.0)  # no triggered text passes the gate
     rows = table(shown(RECORD, failing))
     assert rows[0][2:4] == ["badnet-rw", "ep"]
-    assert [row[3] for row in rows[1:]] == ["0.0", "--", "--", "0.0"]
+    assert [row[3] for row in rows[1:]] == ["0.0", "--", "1.2", "--", "0.0"]
 
 
 def test_csv_and_json_have_a_row_per_meeting_in_fractions_with_intervals() -> None:
@@ -158,7 +160,7 @@ def test_the_command_takes_protocol_and_form(tmp_path: Path, capsys: pytest.Capt
     results.write([*OWN, replace(RECORD, protocol="strict", far=0.125)], tmp_path)
     cli_report.report(tmp_path, table="matrix", protocol="strict")
     printed = capsys.readouterr().out
-    assert table(printed)[3][:3] == ["FAR at 1 %", "rap", "12.5"]
+    assert table(printed)[4][:3] == ["FAR at 1 %", "rap", "12.5"]
     assert "Protocol `strict`." in printed
     cli_report.report(tmp_path, table="matrix", form="json")
     assert len(json.loads(capsys.readouterr().out)["matrix"]) == 4

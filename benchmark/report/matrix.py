@@ -24,7 +24,8 @@ SKIPPED = "-"
 ACROSS = 12
 """Attacks side by side; more go on in a second table."""
 FOOT = (
-    "Rates in per cent; means over seeds. FAR: triggered texts that are accepted, of those predicted as the target; ASR: triggered "
+    "Rates in per cent; means over seeds. FRR: clean test texts that are rejected, of those rightly predicted as the target. "
+    "FAR: triggered texts that are accepted, of those predicted as the target; ASR: triggered "
     "non-target texts predicted as the target, by the undefended victim and after the defense (accepted, too). {frr} % is the allowed FRR; "
     "a filter or a repair has none. rows/text: victim (+ helper) rows per text, x time: times an undefended prediction, means over the "
     "attacks, fit not counted. -: no figure, see the footnote; --: nothing could be counted; empty: not in the grid. Protocol `{protocol}`."
@@ -94,7 +95,8 @@ def meetings(records: Sequence[Record], names: Names) -> list[Met]:
 def blocks(frrs: Sequence[float]) -> list[Block]:
     """Give the figures of the table, for these allowed FRRs."""
     fars = [Block(f"far_allowed_{100 * frr:g}", f"FAR at {100 * frr:g} %", _percent) for frr in frrs]
-    return [Block("auroc", "AUROC", "{:.3f}".format), *fars, Block("asr_defended", f"ASR after, {100 * frrs[0]:g} %", _percent)]
+    lost = Block("frr_test", f"FRR at {100 * frrs[0]:g} %", _percent)  # what the allowed FRR came to: without it no FAR means much
+    return [Block("auroc", "AUROC", "{:.3f}".format), lost, *fars, Block("asr_defended", f"ASR after, {100 * frrs[0]:g} %", _percent)]
 
 
 def was_poisoned(one: Record) -> bool:
