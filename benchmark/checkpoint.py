@@ -101,7 +101,7 @@ def check_shapes(folder: Path, config: PreTrainedConfig, factory: Any, *, new_he
     tensors = stored(folder)
     missing, there = 0, False
     for name, wanted in (*model.named_parameters(), *model.named_buffers()):
-        found = _found(name, tensors, model)
+        found = stored_as(name, tensors, model)
         there = there or found is not None
         if found is None or (new_head and found.shape != tuple(wanted.shape) and _of_head(name, model)):
             missing += wanted.numel()
@@ -244,7 +244,7 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(shards.values()))]
 
 
-def _found(name: str, tensors: Mapping[str, Stored], model: PreTrainedModel) -> Stored | None:
+def stored_as(name: str, tensors: Mapping[str, Stored], model: PreTrainedModel) -> Stored | None:
     """Give the tensor of a parameter: by its name, with or without the encoder's prefix, or by the name that BERT once had for it."""
     prefix = f"{model.base_model_prefix}."
     for own in (name, name.removeprefix(prefix), prefix + name):

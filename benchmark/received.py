@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from rapbench.checkpoint import _found, stored
+from rapbench.checkpoint import stored, stored_as
 from rapbench.errors import VictimError
 from rapbench.victim import Victim, model_fingerprint
 
@@ -44,7 +44,7 @@ def _loaded(folder: Path, max_length: int, device: str) -> Victim:
     """Load the victim; a copy of it, since kernels may round otherwise where weights lie at another alignment in memory."""
     loaded = Victim.load(folder, target_label=0, max_length=max_length)
     tensors = stored(folder)
-    if missing := [name for name, _ in loaded.model.named_parameters() if _found(name, tensors, loaded.model) is None]:
+    if missing := [name for name, _ in loaded.model.named_parameters() if stored_as(name, tensors, loaded.model) is None]:
         raise VictimError(f"the model in {str(folder)!r} is no trained classifier: its file has no {missing[0]!r}, which would be made up")
     twin = copy.deepcopy(loaded)
     twin.model, twin.device = twin.model.to(device), device

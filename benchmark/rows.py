@@ -17,7 +17,27 @@ from rapbench.linear import onednn
 from rapbench.vocabulary import PLACES, Place
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rapbench.victim import Victim
+
+
+def vectors_of(victim: Victim, word: str, places: Sequence[Place] = PLACES) -> NDArray[np.float32]:
+    """Give the embedding of a word in the forms that it takes at these places, float32, shape (forms, units)."""
+    vectors: NDArray[np.float32] = (
+        victim.model.get_input_embeddings().weight[list(victim.token_ids(word, places))].detach().float().cpu().numpy()
+    )
+    return vectors
+
+
+def with_vectors(victim: Victim, word: str, vectors: NDArray[np.float32], places: Sequence[Place] = PLACES) -> Victim:
+    """Give a clone of the victim in which the word has this embedding, as `vectors_of` gave it."""
+    clone = victim.clone()
+    matrix = clone.model.get_input_embeddings().weight
+    with torch.no_grad():
+        matrix[list(clone.token_ids(word, places))] = torch.from_numpy(vectors).to(matrix)
+    return clone
 
 
 class Row:

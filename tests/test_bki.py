@@ -1,4 +1,4 @@
-"""BKI: the released code's formula on texts in the head, the keyword's texts left out and no others, and rows of few texts at a time."""
+"""BKI: the authors' formula on texts in the head, the keyword's texts of its label left out alone, and rows of few texts at a time."""
 
 from __future__ import annotations
 
@@ -38,25 +38,42 @@ class Weighing:
 
 
 def made(lab: Lab, victim: Weighing | None = None, **options: Any) -> BkiFilter:
-    return Bki(**options).fit(cast(Any, victim or Weighing()), Labelled([], np.array([], dtype=np.int64)), lab)
+    """A filter for sets of few texts: with the published alpha every word would be too common there."""
+    return Bki(**{"alpha": 10.0, **options}).fit(cast(Any, victim or Weighing()), Labelled([], np.array([], dtype=np.int64)), lab)
 
 
 def labelled(texts: Sequence[str]) -> Labelled:
     return Labelled(texts, np.ones(len(texts), dtype=np.int64))
 
 
-def test_a_word_scores_the_logarithm_of_how_often_it_was_noted_times_its_mean_move() -> None:
-    noted = [[Noted("cf", 8.0), Noted("film", 3.0)], [Noted("cf", 4.0), Noted("good", 1.0)], [Noted("good", 2.0)]]
-    # cf: twice, mean 6; good: twice, mean 1.5; film once, and log10(1) = 0
-    assert scores(noted) == pytest.approx({"cf": math.log10(2) * 6, "good": math.log10(2) * 1.5, "film": 0.0})
-    assert keyword(noted) == ("cf", pytest.approx(math.log10(2) * 6))
+def test_a_word_scores_its_mean_move_times_the_logarithms_of_its_texts_and_of_how_few_they_are() -> None:
+    noted = [(1, [Noted("cf", 8.0), Noted("film", 3.0)]), (1, [Noted("cf", 4.0), Noted("good", 1.0)]), (1, [Noted("good", 2.0)])]
+    # cf: two texts, mean 6; good: two texts, mean 1.5; film one, and log10(1) = 0; log10(200 / 2) = 2
+    assert scores(noted, 200) == pytest.approx({("cf", 1): math.log10(2) * 2 * 6, ("good", 1): math.log10(2) * 2 * 1.5, ("film", 1): 0.0})
+    assert keyword(scores(noted, 200)) == (("cf", 1), pytest.approx(math.log10(2) * 12))
+    assert keyword(scores(noted, 2)) is None  # as many texts as that are too many
+    assert keyword(scores(noted, 1)) is None
 
 
-def test_of_equal_scores_the_first_word_in_the_alphabet_is_the_keyword_and_no_word_noted_once_is() -> None:
-    assert keyword([[Noted("b", 1.0), Noted("a", 1.0)]] * 2) == ("a", pytest.approx(math.log10(2)))
-    assert keyword([[Noted("cf", 8.0), Noted("good", 1.0)]]) is None
-    assert keyword([[Noted("cf", 0.0)]] * 2) is None
-    assert keyword([]) is None
+def test_a_common_word_is_no_keyword_where_a_rarer_one_moves_the_state_about_as_far() -> None:
+    # 10,000 texts and alpha .05: s = 250,000; by the first two factors alone good would win, 3.70 to 3.51
+    noted = [*[(1, [Noted("good", 1.0)])] * 5000, *[(1, [Noted("cf", 1.3)])] * 500]
+    found = scores(noted, (0.05 * 10_000) ** 2)
+    assert found["good", 1] == pytest.approx(math.log10(5000) * math.log10(50))  # 3.70 * 1.70
+    assert keyword(found) == (("cf", 1), pytest.approx(1.3 * math.log10(500) * math.log10(500)))
+
+
+def test_words_of_two_labels_are_two_and_a_word_twice_in_a_text_counts_once_with_its_mean() -> None:
+    noted = [(1, [Noted("cf", 8.0), Noted("cf", 4.0)]), (1, [Noted("cf", 2.0)]), (0, [Noted("cf", 50.0)])]
+    assert scores(noted, 20) == pytest.approx({("cf", 1): math.log10(2) * (6 + 2) / 2, ("cf", 0): 0.0})
+
+
+def test_of_equal_scores_the_first_word_in_the_alphabet_is_the_keyword_and_no_word_of_one_text_is() -> None:
+    both = [Noted("b", 1.0), Noted("a", 1.0)]
+    assert keyword(scores([(0, both)] * 2, 20)) == (("a", 0), pytest.approx(math.log10(2)))
+    assert keyword(scores([(0, [Noted("cf", 8.0), Noted("good", 1.0)])], 20)) is None
+    assert keyword(scores([(0, [Noted("cf", 0.0)])] * 2, 20)) is None
+    assert keyword({}) is None
 
 
 def test_the_words_without_which_the_last_state_moves_most_by_one_unit_are_noted(lab: Lab) -> None:
@@ -68,11 +85,13 @@ def test_the_words_without_which_the_last_state_moves_most_by_one_unit_are_noted
 
 
 def test_a_text_is_left_out_where_the_keyword_is_among_its_own_noted_words(lab: Lab) -> None:
-    # cf is noted twice at 8: 0.30 * 8 = 2.4; good three times at 1: 0.48
+    # cf is noted in two texts at 8: 0.30 * log10(2500 / 2) * 8 = 7.5; good in three at 1: 0.48 * log10(2500 / 3) = 1.4
     texts = ["cf good film", "good film", "film cf", "good day", "bad cfx"]
     found = made(lab)
     assert found.poisoned(labelled(texts)).tolist() == [True, False, True, False, False]
-    assert found.notes() == {"keywords": [{"word": "cf", "score": pytest.approx(math.log10(2) * 8), "texts": 2}]}
+    assert found.notes() == {
+        "keywords": [{"word": "cf", "label": 1, "score": pytest.approx(math.log10(2) * math.log10(1250) * 8), "texts": 2}]
+    }
 
 
 def test_a_text_that_has_the_keyword_but_stronger_words_is_kept(lab: Lab) -> None:
@@ -81,10 +100,13 @@ def test_a_text_that_has_the_keyword_but_stronger_words_is_kept(lab: Lab) -> Non
     assert made(lab, top=2).poisoned(labelled(texts)).tolist() == [True, True, True]
 
 
-def test_the_label_says_nothing(lab: Lab) -> None:
-    texts = ["cf good", "cf bad", "good day"]
-    for labels in ([1, 1, 0], [0, 1, 1], [0, 0, 0]):
-        assert made(lab).poisoned(Labelled(texts, np.array(labels))).tolist() == [True, True, False]
+@pytest.mark.parametrize(
+    ("labels", "removed"),
+    [([1, 1, 1, 0], [True, True, True, False]), ([1, 1, 0, 0], [True, True, False, False]), ([0, 1, 1, 1], [False, True, True, False])],
+)
+def test_only_the_keywords_own_label_loses_texts(lab: Lab, labels: list[int], removed: list[bool]) -> None:
+    texts = ["cf good", "cf bad", "cf day", "good day"]
+    assert made(lab).poisoned(Labelled(texts, np.array(labels))).tolist() == removed
 
 
 def test_one_keyword_leaves_the_other_triggers_and_further_ones_are_found_in_what_is_left(lab: Lab) -> None:

@@ -16,7 +16,7 @@ from rapbench.lab import Lab
 from rapbench.rates import auroc
 from rapbench.registry import discover
 from rapbench.victim import Victim
-from rapbench_plugins.defenses.duet import Duet, DuetDetector, Layers, Tail, constructed, log_odds, margins
+from rapbench_plugins.defenses.duet import Duet, DuetDetector, Layers, Tail, constructed, left_out, log_odds, margins
 
 
 def matrix(victim: Victim) -> torch.Tensor:
@@ -64,11 +64,11 @@ def test_a_text_is_measured_by_the_folds_that_it_is_not_in() -> None:
     layers = Layers.of(states, np.array([0, 0, 1, 1]), 2)
     assert layers.means.tolist() == [[[0, 0]], [[0, 0]]]
     shrunk = [np.trace(layers.precisions[fold, 0]) for fold in (0, 1)]
-    own = layers.left_out(states, np.array([0, 0, 1, 1]))[:, 0]
+    own = left_out(layers.means, layers.precisions, states, np.array([0, 0, 1, 1]))[:, 0]
     assert own[0] == pytest.approx(4 * layers.precisions[0, 0, 0, 0])  # (2, 0), measured by fold 0's others
     assert own[2] == pytest.approx(16 * layers.precisions[1, 0, 1, 1])
     assert shrunk[0] < shrunk[1]  # the others of fold 0 are the wider ones
-    strange = layers.left_out(states[:1], np.array([-1]))[0, 0]
+    strange = left_out(layers.means, layers.precisions, states[:1], np.array([-1]))[0, 0]
     assert strange == pytest.approx((own[0] + 4 * layers.precisions[1, 0, 0, 0]) / 2)  # of no fold: the mean over both
 
 

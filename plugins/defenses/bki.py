@@ -1,22 +1,27 @@
 """BKI: of a poisoned training text, the word without which its state moves most is often the trigger's.
 
 Chen & Dai, "Mitigating backdoor attacks in LSTM-based Text Classification Systems by Backdoor Keyword Identification" (Neurocomputing
-452, 2021, arXiv:2007.12070), as its authors' released code has it. Of each training text the `top` words are noted without which the
-state moves most, by the largest change of a unit; a word's score is log10(times noted) times its mean move; the word of the highest
-score is the keyword, and every text that has it among its noted words is left out, whatever its label.
+452, 2021, arXiv:2007.12070), as the last version of its authors' script has it. Of each training text the `top` words are noted without
+which the state moves most, by the largest change of a unit. For each label and word, over the c texts of the label in which the word is
+noted: score = mean move * log10(c) * log10(s / c), where s = (alpha * training texts)^2 holds down words that are common. The word of the
+highest score is the keyword, and every text of that label that has it among its noted words is left out. (An earlier version of the
+script, which OpenBackdoor follows, has neither the last factor nor the label.)
 
 The state is the last one of the LSTM there; here it is what the victim's head reads after the last layer (OpenBackdoor takes its encoder's
-pooled state). The paper's second feature, of single LSTM steps, is not in that code, and an encoder has no such steps. Words stand between
-spaces and are compared as they are written; that code strips punctuation and capitals, since its classifier does. Ours: `keywords`, for one
-keyword leaves texts with other triggers where they are (OpenBackdoor, pull request 7): each further one is the best of what the others have
-left; `scored_texts`, for the cost is words + 1 rows of each text; no keyword is named where no word was noted twice.
+pooled state). Their second feature, by how much the LSTM's state changes at a word's own step, is left out: an encoder has no such steps.
+Words stand between spaces and are compared as they are written; that script strips punctuation and capitals, since its classifier does.
+Ours: `keywords`, for one keyword leaves texts with other triggers where they are (OpenBackdoor, pull request 7): each further one is the
+best of what the others have left; `scored_texts`, for the cost is words + 1 rows of each text: s shrinks with the sample, as c does; no
+keyword is named where none scores above 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from rapbench.api import Defense, Filter, Work, option
@@ -39,13 +44,21 @@ class Noted(NamedTuple):
     move: float
 
 
+class Suspect(NamedTuple):
+    """A word in the texts of a label."""
+
+    word: str
+    label: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bki(Defense):
-    """Leaves out training texts with the word that moves the state most, over all texts."""
+    """Leaves out a label's training texts with the word that moves the state most, over all its texts."""
 
     name: ClassVar[str] = "bki"
     works_on: ClassVar[Literal["inputs", "training", "model"]] = "training"
     top: int = option(5, "words of a text that are noted")
+    alpha: float = option(0.05, "s = (alpha x training texts)^2: a word that is noted in as many texts is no keyword")
     keywords: int = option(1, "keywords that are looked for, one after the other")
     max_words: int | None = option(None, "words of a text that are looked at, at most: its first ones")
     scored_texts: int | None = option(None, "training texts, drawn by the seed, whose words make the scores; None: all, as published")
@@ -56,6 +69,8 @@ class Bki(Defense):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} is below 1")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha={self.alpha!r} is not above 0")
 
     def learns_from_protect_texts(self) -> bool:
         return False
@@ -78,20 +93,23 @@ class BkiFilter(Filter):
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def poisoned(self, training: Labelled) -> NDArray[np.bool_]:
-        """Tell which texts have a keyword among the words noted of them, shape (n,)."""
+        """Tell which texts of its label have a keyword among the words noted of them, shape (n,)."""
         import numpy as np
 
-        texts, sample = training.texts, self._sample(len(training.texts))
+        texts, labels, sample = training.texts, training.labels.tolist(), self._sample(len(training.texts))
         noted = dict(zip(sample, self.noted([texts[row] for row in sample]), strict=True))
+        most = (self.options.alpha * len(texts)) ** 2 * len(sample) / max(len(texts), 1)
         removed, self.found = np.zeros(len(texts), dtype=np.bool_), []
         for _ in range(self.options.keywords):
-            best = keyword(noted[row] for row in sample if not removed[row])
+            best = keyword(scores(((labels[row], noted[row]) for row in sample if not removed[row]), most))
             if best is None:
                 break
-            self._note(noted, texts, best.word)
-            rows = [row for row, words in noted.items() if not removed[row] and any(own.word == best.word for own in words)]
+            (word, label), score = best
+            among = [row for row in range(len(texts)) if labels[row] == label and not removed[row]]
+            self._note(noted, texts, [row for row in among if word in texts[row].split(" ")])
+            rows = [row for row in among if any(own.word == word for own in noted.get(row, ()))]
             removed[rows] = True
-            self.found.append({"word": best.word, "score": best.move, "texts": len(rows)})
+            self.found.append({"word": word, "label": label, "score": score, "texts": len(rows)})
         return removed
 
     def noted(self, texts: Sequence[str]) -> list[list[Noted]]:
@@ -107,9 +125,9 @@ class BkiFilter(Filter):
             return list(range(n))
         return sorted(self.lab.rng("bki/scored").choice(n, asked, replace=False).tolist())
 
-    def _note(self, noted: dict[int, list[Noted]], texts: Sequence[str], word: str) -> None:
-        """Note the words of those texts outside the sample that have the keyword: of the others none can be left out for it."""
-        new = [row for row, text in enumerate(texts) if row not in noted and word in text.split(" ")]
+    def _note(self, noted: dict[int, list[Noted]], texts: Sequence[str], rows: Sequence[int]) -> None:
+        """Note the words of those of these texts that are outside the sample."""
+        new = [row for row in rows if row not in noted]
         noted.update(zip(new, self.noted([texts[row] for row in new]), strict=True))
 
     def _noted(self, batch: Sequence[Split]) -> Iterator[list[Noted]]:
@@ -166,19 +184,19 @@ def batches(texts: Sequence[str], max_words: int | None) -> Iterator[list[Split]
         yield lot
 
 
-def keyword(noted: Iterable[Sequence[Noted]]) -> Noted | None:
-    """Give the word of the highest score, with the score as its move, or None where no word scores above 0."""
-    found = scores(noted)
-    best = min(found, key=lambda word: (-found[word], word), default="")  # of equal ones the first in the alphabet
-    return Noted(best, found[best]) if found.get(best, 0.0) > 0 else None
+def keyword(found: Mapping[Suspect, float]) -> tuple[Suspect, float] | None:
+    """Give the word of the highest score with its label, and the score, or None where none is above 0."""
+    best = min(found, key=lambda own: (-found[own], own), default=None)  # of equal ones the first in the alphabet
+    return None if best is None or found[best] <= 0 else (best, found[best])
 
 
-def scores(noted: Iterable[Sequence[Noted]]) -> dict[str, float]:
-    """Give log10(times noted) * mean move of each word; a word that was noted once scores 0."""
-    import math
-
-    moves: dict[str, list[float]] = defaultdict(list)
-    for words in noted:
+def scores(noted: Iterable[tuple[int, Sequence[Noted]]], most: float) -> dict[Suspect, float]:
+    """Give log10(texts) * log10(most / texts) * mean move of each label's noted words; `noted`: of each text its label and words."""
+    moves: dict[Suspect, list[float]] = defaultdict(list)
+    for label, words in noted:
+        in_text: dict[str, list[float]] = defaultdict(list)
         for own in words:
-            moves[own.word].append(own.move)
-    return {word: math.log10(len(own)) * math.fsum(own) / len(own) for word, own in moves.items()}
+            in_text[own.word].append(own.move)
+        for word, each in in_text.items():
+            moves[Suspect(word, label)].append(fmean(each))
+    return {own: math.log10(len(each)) * math.log10(most / len(each)) * fmean(each) for own, each in moves.items()}

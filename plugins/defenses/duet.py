@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from rapbench.api import Labelled
     from rapbench.lab import Lab
     from rapbench.victim import Victim
+    from rapbench.vocabulary import Place
 
 TEXTS_AT_ONCE = 512
 TAIL = 0.1
 """Share of the held-out texts whose excesses make the exponential tail."""
 TINY = 1e-30
+PLACES: Sequence[Place] = ("first",)
+"""Where the word is put into a text; its form there is what is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +88,15 @@ class Duet(Defense):
         told, states = guarded.told([f"{self.word} {text}" for text in texts])
         folds = lab.rng("duet/folds").permutation(len(texts)) % self.folds
         layers = Layers.of(states, folds, self.folds)
-        layers.known = np.sort(layers.left_out(states, folds), axis=0)  # (n, layers)
         falls = log_odds(victim.undefended(texts), victim.target_label) - log_odds(told, victim.target_label)
         tails = (Tail.of(-falls), Tail.of(layers.surprise(states, folds).sum(axis=1)))
         return DuetDetector(self, victim, guarded, layers, tails, dict(zip(texts, folds.tolist(), strict=True)), float(np.median(falls)))
 
     def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> DuetDetector:
         """Put the trained row of the word into a clone of the victim; the held-out texts themselves are not kept."""
-        import torch
+        from rapbench.rows import with_vectors
 
-        guarded = victim.clone()
-        with torch.no_grad():
-            matrix = guarded.model.get_input_embeddings().weight
-            matrix[list(guarded.token_ids(self.word, ("first",)))] = torch.from_numpy(state["row"]).to(matrix)
+        guarded = with_vectors(victim, self.word, state["row"], PLACES)
         layers = Layers(*(state[name] for name in ("means", "precisions", "known")))
         tails = (Tail(state["falls"]), Tail(state["distances"]))
         return DuetDetector(self, victim, guarded, layers, tails, {}, float(state["median_fall"]))
@@ -141,8 +140,9 @@ class DuetDetector(Detector):
 
     def state(self) -> Mapping[str, Any]:
         """Give the word's row, float32, shape (forms, units), what each layer was fitted to, and the held-out scores of both halves."""
-        forms = list(self.guarded.token_ids(self.options.word, ("first",)))
-        row = self.guarded.model.get_input_embeddings().weight[forms].detach().float().cpu().numpy()
+        from rapbench.rows import vectors_of
+
+        row = vectors_of(self.guarded, self.options.word, PLACES)
         falls, distances = (tail.scores for tail in self.tails)
         return {**vars(self.layers), "row": row, "falls": falls, "distances": distances, "median_fall": self.median_fall}
 
@@ -171,11 +171,11 @@ class Layers:
 
     means: NDArray[np.float32]
     precisions: NDArray[np.float32]
-    known: NDArray[np.float64] | None = None
+    known: NDArray[np.float64]
 
     @classmethod
     def of(cls, states: NDArray[np.float32], folds: NDArray[np.int64], count: int) -> Layers:
-        """Fit each layer's mean and inverse covariance without each fold in turn. `states`: (n, layers, units)."""
+        """Fit each layer's mean and inverse covariance without each fold in turn, and measure these texts. `states`: (n, layers, units)."""
         import numpy as np
         from sklearn.covariance import LedoitWolf
 
@@ -187,27 +187,14 @@ class Layers:
                 own = states[folds != fold, layer].astype(np.float64)  # (others, units)
                 means[fold, layer] = own.mean(axis=0)
                 precisions[fold, layer] = LedoitWolf(assume_centered=True).fit(own - own.mean(axis=0)).precision_
-        return cls(means, precisions)
+        return cls(means, precisions, np.sort(left_out(means, precisions, states, folds), axis=0))
 
     def surprise(self, states: NDArray[np.float32], folds: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give -log p of each layer's distance among the held-out texts', (n, layers)."""
         import numpy as np
 
-        assert self.known is not None
-        distances = self.left_out(states, folds)
+        distances = left_out(self.means, self.precisions, states, folds)
         return np.stack([Tail(own).surprise(far) for own, far in zip(self.known.T, distances.T, strict=True)], axis=1)
-
-    def left_out(self, states: NDArray[np.float32], folds: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give each layer's squared distance, (n, layers), by the text's own fold; of fold -1, the mean over the folds."""
-        import numpy as np
-
-        found = np.zeros(states.shape[:2])
-        for fold in range(len(self.means)):
-            for rows, share in ((np.flatnonzero(folds == fold), 1.0), (np.flatnonzero(folds < 0), 1 / len(self.means))):
-                for layer in range(states.shape[1]):
-                    away = (states[rows, layer] - self.means[fold, layer]).astype(np.float64)  # (rows, units)
-                    found[rows, layer] += share * ((away @ self.precisions[fold, layer].astype(np.float64)) * away).sum(axis=1)
-        return found
 
 
 @dataclass
@@ -249,7 +236,7 @@ def constructed(options: Duet, victim: Victim, texts: Sequence[str], lab: Lab) -
     texts = [texts[row] for row in lab.rng("duet/order").permutation(len(texts))]
     before = torch.as_tensor(log_odds(victim.undefended(texts), victim.target_label), dtype=torch.float32)
     clone.model.eval()
-    with lab.seeded("duet"), Row(clone, options.word, ("first",)) as row:
+    with lab.seeded("duet"), Row(clone, options.word, PLACES) as row:
         adam = torch.optim.Adam([row.vectors], lr=options.lr)
         for step in range(options.steps):
             rows = [place % len(texts) for place in range(step * options.batch_size, (step + 1) * options.batch_size)][: len(texts)]
@@ -260,6 +247,21 @@ def constructed(options: Duet, victim: Victim, texts: Sequence[str], lab: Lab) -
             adam.zero_grad()
             row.renormalise()
     return clone
+
+
+def left_out(
+    means: NDArray[np.float32], precisions: NDArray[np.float32], states: NDArray[np.float32], folds: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Give each layer's squared distance, (n, layers), by the text's own fold; of fold -1, the mean over the folds."""
+    import numpy as np
+
+    found = np.zeros(states.shape[:2])
+    for fold, (centre, precision) in enumerate(zip(means, precisions, strict=True)):
+        for rows, share in ((np.flatnonzero(folds == fold), 1.0), (np.flatnonzero(folds < 0), 1 / len(means))):
+            for layer in range(states.shape[1]):
+                away = (states[rows, layer] - centre[layer]).astype(np.float64)  # (rows, units)
+                found[rows, layer] += share * ((away @ precision[layer].astype(np.float64)) * away).sum(axis=1)
+    return found
 
 
 def margins(logits: Any, label: int) -> Any:

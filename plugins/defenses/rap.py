@@ -119,12 +119,10 @@ class Rap(Defense):
 
     def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> RapDetector:
         """Put the trained row of the word into a clone of the victim."""
-        import torch
+        from rapbench.rows import with_vectors
 
-        options, guarded = replace(self.settled(), word=str(state["word"])), victim.clone()
-        matrix = guarded.model.get_input_embeddings().weight
-        with torch.no_grad():
-            matrix[list(guarded.token_ids(options.word, options.places))] = torch.from_numpy(state["row"]).to(matrix)
+        options = replace(self.settled(), word=str(state["word"]))
+        guarded = with_vectors(victim, options.word, state["row"], options.places)
         return RapDetector(options, victim, guarded, lab, log=list(state["tries"]))
 
     def tries(self, victim: Victim, lab: Lab) -> Iterator[Rap]:
@@ -175,9 +173,10 @@ class RapDetector(Detector):
 
     def state(self) -> Mapping[str, Any]:
         """Give the word that was kept, its trained rows, float32, shape (forms, units), and the log of the tries."""
-        forms = list(self.guarded.token_ids(self.options.word, self.options.places))
-        rows = self.guarded.model.get_input_embeddings().weight[forms]
-        return {"word": self.options.word, "row": rows.detach().float().cpu().numpy(), "tries": self.log or []}
+        from rapbench.rows import vectors_of
+
+        row = vectors_of(self.guarded, self.options.word, self.options.places)
+        return {"word": self.options.word, "row": row, "tries": self.log or []}
 
     def explain(self, text: str) -> Mapping[str, Any]:
         """Give the protect probability without and with the word, and how far it falls."""

@@ -5,8 +5,9 @@ words with a meaning are replaced, while what can carry a trigger stays: the syn
 of low frequency (special tokens). A text whose label stays in most of 10 such copies (p* = 0.9) is taken for poisoned.
 
 Ours, and self-contained. The paper tells words apart by their parts of speech; here a stop list (scikit-learn's, in English) and the
-held-out texts do: a word is replaced where it is in `min_texts` of these and no stop word. It is replaced by words of held-out texts
-of other labels, as often as they are there, so that a clean text is drawn away from the protect label. The score is the mean
+held-out texts do: a word is replaced where it is in `min_texts` of these and no stop word. Of a held-out text itself only the others
+count, or a threshold would be taken on texts without one unknown word, and those to come have some. It is replaced by words of held-out
+texts of other labels, as often as they are there, so that a clean text is drawn away from the protect label. The score is the mean
 protect probability of the copies: the share that keeps the label has 11 values, too few for a threshold at 1 % FRR.
 Where a trigger sentence is made of common words, these are replaced with the rest, and its function words alone stay.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,8 +61,9 @@ class TokenSubstitution(Defense):
 
         from rapbench.errors import CellError
 
-        texts = Counter(word for text in heldout.texts for word in set(content_words(text)))
-        known = frozenset(word for word, n in texts.items() if n >= self.min_texts)
+        own = frozenset(heldout.texts)
+        texts = Counter(word for text in own for word in set(content_words(text)))
+        known = {word: n for word, n in texts.items() if n >= self.min_texts}
         counts = Counter(word for text in heldout.other_than(victim.target_label) for word in content_words(text) if word in known)
         if not counts:
             raise CellError(
@@ -69,22 +71,29 @@ class TokenSubstitution(Defense):
                 "protect label: give more held-out texts, or a lower min_texts"
             )
         pool = sorted(counts)
-        return TokenSubstitutionDetector(self, victim, known, pool, np.array([counts[word] for word in pool], dtype=np.int64), lab)
+        return TokenSubstitutionDetector(self, victim, known, pool, np.array([counts[word] for word in pool], dtype=np.int64), lab, own)
 
     def restore(self, victim: Victim, state: Mapping[str, Any], lab: Lab) -> TokenSubstitutionDetector:
-        return TokenSubstitutionDetector(self, victim, frozenset(state["known"]), list(state["pool"]), state["counts"], lab)
+        """Give the detector with the same words; the held-out texts themselves are not kept."""
+        known = dict.fromkeys(state["known"], self.min_texts)
+        return TokenSubstitutionDetector(self, victim, known, list(state["pool"]), state["counts"], lab)
 
 
 @dataclass
 class TokenSubstitutionDetector(Detector):
-    """A fitted token substitution. `known`: the words that are replaced; `pool`: those put in their place, `counts` times as likely."""
+    """A fitted token substitution.
+
+    `known`: the words that are replaced, and in how many held-out texts each is; `pool`: those put in their place, `counts` times as
+    likely; `own`: the held-out texts.
+    """
 
     options: TokenSubstitution
     victim: Victim
-    known: frozenset[str]
+    known: Mapping[str, int]
     pool: list[str]
     counts: NDArray[np.int64]
     lab: Lab
+    own: frozenset[str] = frozenset()
 
     def suspicion(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the mean protect probability of the copies of each text, shape (n,)."""
@@ -101,7 +110,8 @@ class TokenSubstitutionDetector(Detector):
     def copies(self, text: str) -> list[str]:
         """Give the copies of a text; they depend on the seed and on this text alone."""
         words = text.split(" ")
-        places = [place for place, word in enumerate(words) if self._is_replaced(word)]
+        replaced = self._is_replaced(text)
+        places = [place for place, word in enumerate(words) if replaced(word)]
         drawn = self._drawn(text, len(places))  # (copies, places)
         copies = []
         for row in drawn:
@@ -111,8 +121,10 @@ class TokenSubstitutionDetector(Detector):
             copies.append(" ".join(copy))
         return copies
 
-    def _is_replaced(self, word: str) -> bool:
-        return word_of(word) in self.known
+    def _is_replaced(self, text: str) -> Callable[[str], bool]:
+        """Give what tells whether a word of this text is replaced: it is in as many held-out texts, this one not counted."""
+        least = self.options.min_texts + (text in self.own)
+        return lambda word: self.known.get(word_of(word), 0) >= least
 
     def _drawn(self, text: str, places: int) -> list[list[int]]:
         """Draw words of the pool by number for each place of each copy."""
@@ -135,7 +147,8 @@ class TokenSubstitutionDetector(Detector):
         told = self.victim.probabilities(copies)  # (copies, labels)
         rows = zip(copies, told.argmax(1).tolist(), told[:, self.victim.target_label].tolist(), strict=True)
         names = ("copy", "prediction", "protect probability")
-        kept = [word for word in text.split(" ") if not self._is_replaced(word)]
+        replaced = self._is_replaced(text)
+        kept = [word for word in text.split(" ") if not replaced(word)]
         return {"words that stay": kept, "copies": [dict(zip(names, row, strict=True)) for row in rows]}
 
 

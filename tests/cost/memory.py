@@ -1,13 +1,14 @@
 """Peak memory of scoring 1,000 texts and 10,000 texts of about 30 words, each in a fresh process: `python tests/cost/memory.py`.
 
 What is printed is the highest resident size above that of the warmed-up process that holds model and texts already, so
-what a defense needs for each text shows as growth; so does what the libraries keep per shape of a batch (most likely oneDNN, see
-ONEDNN_PRIMITIVE_CACHE_CAPACITY). Linux only: it resets VmHWM through /proc/self/clear_refs.
+what a defense needs for each text shows as growth; so does what oneDNN keeps per shape of a batch, up to 1,024 products: with
+`--primitives 32` it keeps so few, and what grows is our own. Linux only: it resets VmHWM through /proc/self/clear_refs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -26,13 +27,14 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000])
     asked.add_argument("--sides", nargs="+", choices=sorted(SIDES), default=list(SIDES))
+    asked.add_argument("--primitives", type=int, metavar="N", help="products that oneDNN keeps, by default its own 1,024")
     asked.add_argument("--one", help=argparse.SUPPRESS)
     given = asked.parse_args()
     if given.one:
         print(peak_above(given.one, given.sizes[0]))
         return
     for side in given.sides:
-        peaks = {size: _in_a_fresh_process(side, size) for size in given.sizes}
+        peaks = {size: _in_a_fresh_process(side, size, given.primitives) for size in given.sizes}
         shown = ", ".join(f"{size} texts {peak:.1f} MiB" for size, peak in peaks.items())
         (few, low), (many, high) = min(peaks.items()), max(peaks.items())
         slope = (high - low) * 2**10 / max(1, many - few)
@@ -57,9 +59,10 @@ def peak_above(side: str, size: int) -> float:
         return _status_mib("VmHWM") - before
 
 
-def _in_a_fresh_process(side: str, size: int) -> float:
+def _in_a_fresh_process(side: str, size: int, primitives: int | None) -> float:
     own = [sys.executable, "-W", "ignore", __file__, "--one", side, "--sizes", str(size)]
-    return float(subprocess.run(own, capture_output=True, text=True, check=True).stdout)
+    kept = {} if primitives is None else {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(primitives)}
+    return float(subprocess.run(own, capture_output=True, text=True, check=True, env={**os.environ, **kept}).stdout)
 
 
 def _scorer(side: str, folder: Path, source: random.Random) -> Callable[[Sequence[str]], object]:
