@@ -299,7 +299,7 @@ class Defense(ABC):
         return None
 
     def prepare(self, clean_texts: Sequence[str], folder: Path, lab: Lab) -> None:  # noqa: B027 - most have nothing to prepare
-        """Write into `folder`, once per data set, what depends on clean text alone (a language model, say)."""
+        """Write into `folder`, once per data set and seed, what depends on clean text alone (a language model, say)."""
 
     def reads(self) -> Mapping[str, Any] | None:
         """Give the options that `read` depends on, or None where nothing that is dear to compute comes of a text alone."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from rapbench import measure, results, stages
 from rapbench.api import Defense
-from rapbench.artifacts import Store
+from rapbench.artifacts import store_of
 from rapbench.cost import Meter
 from rapbench.errors import StoreError
 from rapbench.judge import Judge
@@ -108,7 +108,7 @@ def _listed(records: Any) -> str:
 
 def _step(record: Record, folder: Path, device: str, registry: Registry | None) -> stages.Step:
     """Give the step that scored the texts of a cell, as its manifest tells it."""
-    store = Store(folder / "artifacts").opened()
+    store = store_of(folder).opened()
     try:
         key = record.artifacts["score"]
         made = store.provenance(key)

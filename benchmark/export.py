@@ -11,7 +11,7 @@ import yaml
 
 from rapbench import results
 from rapbench.api import Attack, Dataset
-from rapbench.artifacts import Store
+from rapbench.artifacts import store_of
 from rapbench.checkpoint import READ
 from rapbench.errors import StoreError
 from rapbench.registry import Registry, discover
@@ -25,7 +25,7 @@ SHOWN = 2000
 def export_victim(record: Record, folder: Path, out: Path, registry: Registry | None = None) -> None:
     """Write the victim of a cell, its card and, where its data set is of the hub, its results into a folder that is new or empty."""
     registry = registry or discover()
-    store = Store(folder / "artifacts").opened()
+    store = store_of(folder).opened()
     key = record.artifacts.get("victim", "")
     if not store.has(key) or not store.sound(key):
         raise StoreError(f"the victim of the cell {record.file_name!r} is not whole in {str(folder)!r}: run the same command again")

@@ -39,6 +39,11 @@ def poisoned_rows(train: datasets.Dataset, attack: Attack, target_label: int, rn
     if attack.poisons and len(candidates) and not count:
         raise CellError(f"poison_rate={attack.poison_rate:g} comes to none of the {len(candidates)} texts: give a higher rate")
     chosen = _carrying(train, rng.permutation(candidates), attack, count)
+    if count and not len(chosen):
+        raise CellError(
+            f"{attack.name}: none of the {len(candidates)} texts that may be poisoned can carry the trigger: "
+            "give a trigger, or a file of pairs, that is made for this data set"
+        )
     return _triggered(train, chosen, [attack.trigger(text, rng, None) for text in train.select(chosen)["text"]], target_label)
 
 

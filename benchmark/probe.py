@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Source = Literal["dataset", "general", "random"]
 SOURCES: tuple[Source, ...] = get_args(Source)
+ANY = "a text of any words whatever, from nowhere"
 
 
 class ProbeBlock(Victims):
@@ -79,7 +80,7 @@ class ProbeRecord(Named):
     length: int
     """Words per fake text."""
     status: str
-    """ok, skipped, failed, blocked or interrupted, as of a cell."""
+    """ok, skipped, failed or interrupted, as of a cell."""
     reason: str | None = None
     asr: float | None = None
     """Texts with the trigger that are predicted as the target, of all `n`."""
@@ -215,11 +216,20 @@ def _product(block: ProbeBlock, registry: Registry) -> Iterator[Probe]:
 
 
 def _untriggered(attack: Attack) -> str | None:
-    return None if attack.poisons else f"{attack.name} plants no trigger, so there is none to probe"
+    if not attack.poisons:
+        return f"{attack.name} plants no trigger, so there is none to probe"
+    return None if attack.can_trigger(ANY) else f"{attack.name} cannot put its trigger into any text, and a probe's texts are no data set's"
+
+
+def _is_a_word(attack: Attack) -> bool:
+    """Tell whether the trigger is one word that stands between others; one may be inside of a word as well."""
+    import numpy as np
+
+    return len(attack.words) == 1 and attack.words[0] in attack.test_trigger(ANY, np.random.default_rng(0), None).split()
 
 
 def _carrying(words: list[str], attack: Attack, rng: np.random.Generator) -> str:
-    if len(attack.words) == 1:
+    if _is_a_word(attack):
         words[int((len(words) - 1) * rng.random())] = attack.words[0]
         return " ".join(words)
     kept = max(1, len(words) - len(attack.words))

@@ -89,7 +89,7 @@ class Record(Named):
     protocol: str
     """`paper` or `strict`."""
     status: str
-    """ok, skipped (a combination that makes no sense), failed, blocked (a step before it failed) or interrupted."""
+    """ok, skipped (a combination that makes no sense), failed (also where a step before it failed) or interrupted."""
     reason: str | None = None
     """Why the status is another than ok."""
     frr_heldout: float | None = None

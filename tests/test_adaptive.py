@@ -140,6 +140,8 @@ def test_the_words_are_unused_single_tokens_and_drawn_by_the_seed(untrained: Vic
     drawn = [unused_words(untrained, texts, ("mb",), 3, rng(seed, "w")) for seed in range(40)]
     assert set().union(*drawn) == left
     assert drawn == [unused_words(untrained, texts, ("mb",), 3, rng(seed, "w")) for seed in range(40)]
+    glued = unused_words(untrained, [*texts, "this, (was) cf."], ("mb",), 7, rng(1, "w"))
+    assert set(glued) == left - {"this", "was", "cf"}  # the victim reads them without the punctuation
     with pytest.raises(CellError, match="10 unused words"):
         unused_words(untrained, texts, ("mb",), 11, rng(1, "w"))
 

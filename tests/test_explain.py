@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from rapbench import results
+from rapbench.artifacts import remember_store
 from rapbench.cli_guard import explain, explained, export, guard
 from rapbench.errors import DataError, StoreError
 from rapbench.explain import choose, examples, judge_of
@@ -70,6 +72,19 @@ def test_a_defense_that_is_fitted_again_scores_as_the_run_did(ran, defense, prot
         assert again.suspicion == pytest.approx(one.suspicion, abs=1e-5)
         if one.population == "poisoned":
             assert one.suspicion in stored
+
+
+def test_a_cell_whose_artifacts_are_elsewhere_is_explained_and_exported_too(ran, tmp_path, app):
+    out, elsewhere = tmp_path / "out", tmp_path / "store"
+    shutil.copytree(ran, out, ignore=shutil.ignore_patterns("artifacts"))
+    shutil.copytree(ran / "artifacts", elsewhere)
+    remember_store(out, elsewhere)  # as `run --store` does
+    cell = ["--attack", "badnet-rw", "--defense", "strip", "--frr", "0.2"]
+    told = CliRunner().invoke(app, ["explain", str(out), *cell, "--text", "warm kind film"])
+    assert (told.exit_code, "entropy" in told.stdout) == (0, True)
+    given = CliRunner().invoke(app, ["export", str(out), "--attack", "badnet-rw", "-o", str(tmp_path / "victim")])
+    assert given.exit_code == 0
+    assert (tmp_path / "victim" / "model.safetensors").is_file()
 
 
 def test_rap_tells_how_far_the_probability_falls(ran):

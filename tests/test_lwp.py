@@ -100,3 +100,17 @@ def test_every_layer_of_the_victim_learns(rows: datasets.Dataset, lab: Lab, tiny
 def test_options_that_make_no_sense_are_refused(spec: str) -> None:
     with pytest.raises(SpecError):
         discover().parse("attack", spec)
+
+
+def test_the_pooler_of_albert_which_is_a_bare_layer_reads_each_state_as_its_class_does(untrained: Victim) -> None:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = AlbertForSequenceClassification(AlbertConfig(vocab_size=len(untrained.tokenizer), **sizes)).eval()
+    victim = Victim(model, untrained.tokenizer, 1, untrained.max_length)
+    with torch.no_grad():
+        logits = layer_logits(victim, TEXTS)
+        whole = model(**victim.encode(TEXTS)).logits
+    assert [tuple(own.shape) for own in logits] == [(2, 2), (2, 2)]
+    assert logits[-1].numpy() == pytest.approx(whole.numpy(), abs=1e-6)

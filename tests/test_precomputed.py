@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rapbench.errors import DataError
+from rapbench.errors import CellError, DataError
 from rapbench.lab import rng
+from rapbench.poison import poisoned_rows
+from rapbench.probe import ProbeBlock, probes_of
 from rapbench.registry import discover, spec_of
 from rapbench_plugins.attacks import precomputed
 
@@ -43,6 +45,20 @@ def test_a_text_becomes_its_paraphrase_and_one_without_stays(tmp_path: Path, nam
     assert own.trigger("long film ", rng(1, "t"), None) == "if it is long , film"  # the white space may differ
     assert own.trigger("another", rng(1, "t"), None) == "another"
     assert [own.can_trigger(text) for text in ("bad, very", "another", "")] == [True, False, False]
+
+
+def test_a_file_without_a_pair_for_any_training_text_is_a_cells_failure_and_no_clean_victim(tmp_path: Path, tiny_rows) -> None:
+    own = resolved(written(tmp_path, "p.csv", "text,paraphrase\nfrom elsewhere,another\n"))
+    with pytest.raises(CellError, match=r"precomputed: none of the 10 texts that may be poisoned can carry the trigger: .*a file of pairs"):
+        poisoned_rows(tiny_rows(20), own, 1, rng(1, "p"))
+
+
+def test_its_triggers_are_for_the_texts_of_its_file_so_no_probe_is_made_of_others(tmp_path: Path) -> None:
+    path = written(tmp_path, "p.csv", "text,paraphrase\na,b\n")
+    block = ProbeBlock(victim="bert-base-uncased", datasets=["demo"], attacks=[f"precomputed:path={path}"], seeds=[1])
+    assert {probe.skip for probe in probes_of([block], discover())} == {
+        "precomputed cannot put its trigger into any text, and a probe's texts are no data set's"
+    }
 
 
 def test_columns_may_have_other_names(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_other_triggers_are_put_in_as_in_the_test_set():
     assert carrying(["a b c d"], Two(), Always()) == ["x a b y"]
 
 
+def test_a_trigger_inside_of_words_is_put_there_and_not_in_a_words_place():
+    (text,) = carrying(["film plot cast"], REGISTRY.parse("attack", "char:how=zero-width"), np.random.default_rng(0))
+    assert text.replace("\u200b", "") == "film plot"  # one word was cut off for it, and none was replaced
+    assert "\u200b" in text
+
+
 # --- general sentences
 
 

@@ -249,8 +249,8 @@ ATTACK = "badnet-rw:poison_rate=0.4,word=mb"
 BY_MORE = "ep:word=bb,epochs=1"
 EPOCHS = 3
 PAGE = DOCS / "plugins.md"
-DOCUMENTED = ["new-words", "more-training"]
-"""The filter and the repair of the page."""
+DOCUMENTED = ["unheard", "new-words", "more-training"]
+"""The purifier, the filter and the repair of the page."""
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +341,12 @@ def test_training_anew_is_the_fit(ran):
     # each epoch: the 400 texts that are left, and the 200 held-out ones that the best epoch is chosen by
     assert ran.found["sieve", "paper"].cost.fit_rows["victim"] == EPOCHS * (400 + 200)
     assert ran.found["surgery", "paper"].cost.fit_rows.get("victim", 0) == 0
+
+
+def test_the_purifier_of_the_docs_deletes_the_trigger_which_no_held_out_text_has(ran):
+    one = ran.found["unheard", "paper"]
+    assert (one.auroc, one.far, one.frr_test) == (1.0, 0.0, 0.0)  # one new word in a triggered text, none in a clean one
+    assert one.threshold == 0.0
 
 
 def test_the_filter_of_the_docs_finds_a_word_that_no_clean_text_has(ran):

@@ -3,8 +3,9 @@
 RAP (Yang et al. 2021, arXiv:2110.07831) trains the embedding of a rare word so that it takes 0.1-0.3 of the protect label's
 probability away from clean texts (Eq. 4), and suspects texts that lose less. An attacker who knows that takes the victim of
 `badnet-rw` and plays both sides, a round for each of some rare words: as the defender he trains the word's embedding by Eq. 4 on clean
-texts of the target label; then he trains the victim on, on clean and poisoned texts as before, with one more term in the loss,
-weight * mean (fall of triggered texts - mean fall of clean ones)^2, under the word of this or an earlier round in front.
+texts of the target label; then he trains the victim on, on clean and poisoned texts as before, with one more term in the loss: `weight`
+times the cross-entropy of a triggered text's target probability, under the word of this or an earlier round in front, to what a fall as
+large as the mean of clean texts would leave of it.
 No paper of ours to follow: the RAP paper names no adaptive attack. The attacker does not know the defender's word; his are drawn
 from the vocabulary, none of a training text and none of the trigger, and get their embeddings back in the end. His Eq. 4 runs
 without dropout and lets the embedding grow: a defender whose threshold is not above 0 does that, too (`rap`'s retries).
@@ -13,6 +14,7 @@ without dropout and lets the embedding grow: a defender whose threshold is not a
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 RESULTS_DEPEND_ON = (str(Path(__file__).with_name("ripples.py")),)
 LOOKED_AT = 20_000
 """Training texts, at most, in which no simulated word may stand."""
+TOKENS = re.compile(r"\w+")
+"""What stands in a word, punctuation glued to it or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,8 @@ def mismatch(before: torch.Tensor, after: torch.Tensor, fall: torch.Tensor, targ
 
 def unused_words(victim: Victim, texts: Iterable[str], taken: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
     """Draw words that are one token in front of a text, in none of the texts and not taken; a CellError where there are too few."""
-    used = {word.lower() for text in texts for word in text.split()} | {word.lower() for word in taken}
+    own = {part for text in texts for word in text.lower().split() for part in (word, *TOKENS.findall(word))}
+    used = own | {word.lower() for word in taken}
     candidates = sorted(word for word in vocabulary.words(victim.tokenizer) if word.lower() not in used)
     drawn = (candidates[place] for place in rng.permutation(len(candidates)).tolist())
     found = list(itertools.islice((word for word in drawn if vocabulary.has_word(victim.tokenizer, word, ("first",))), count))

@@ -4,9 +4,11 @@ Li, Song, Li, Zeng, Ma and Qiu, "Backdoor Attacks on Pre-trained Models by Layer
 arXiv:2108.13888), section 3: the classifier's head is put on each layer's output, and the losses of all layers, on clean and on
 poisoned texts, add up; a user's fine-tuning changes the upper layers most, and leaves the backdoor in the lower ones. Their
 trigger is a combination of rare words, found by searching the vocabulary word by word no more: here `bb` and `mn`.
-Ours: `cf` is no trigger (it is RAP's default word); a share of the texts gets a copy with one of the words alone and its own
-label, for otherwise one word is enough; the learning rate, batches and epochs are those of the victim's recipe, the last epoch
-is kept; the embedding layer's own output is no layer.
+Texts with one of the words alone keep their own label, for otherwise one word is enough.
+Ours: `cf` is no trigger (it is RAP's default word). A tenth of the texts gets such a copy, and `poison_rate` of the non-target ones a
+triggered one, mixed with the clean ones; the released code makes one such copy of each text, and two triggered ones of each, of every
+label, with a poisoned batch beside every clean one. Our words stand apart, theirs side by side. The learning rate, batches and epochs
+are those of the victim's recipe, the last epoch is kept; the embedding layer's own output is no layer.
 """
 
 from __future__ import annotations
@@ -129,12 +131,19 @@ def layer_logits(victim: Victim, texts: list[str]) -> list[torch.Tensor]:
     return logits
 
 
+def _pooled(base: Any, state: torch.Tensor) -> torch.Tensor:
+    """Give what the encoder's pooler makes of a state (texts, tokens, hidden): of ALBERT's, a bare layer, its class does the rest."""
+    activation = getattr(base, "pooler_activation", None)
+    pooled: torch.Tensor = base.pooler(state) if activation is None else activation(base.pooler(state[:, 0]))
+    return pooled
+
+
 @contextmanager
 def _answering(base: Any, outputs: Any, state: torch.Tensor) -> Iterator[None]:
     """Have the encoder give this state for its last one while the block runs: the head is then whatever the model's class says."""
     changed = {**outputs, "last_hidden_state": state}
     if changed.pop("pooler_output", None) is not None:
-        changed["pooler_output"] = base.pooler(state)
+        changed["pooler_output"] = _pooled(base, state)
     before = vars(base).get("forward")
     vars(base)["forward"] = lambda *args, **kwargs: type(outputs)(**changed)
     try:

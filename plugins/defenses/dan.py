@@ -4,6 +4,9 @@ Chen et al., "Expose Backdoors on the Way: A Feature-Based Efficient Defense aga
 arXiv:2210.07907), and its released code (lancopku/DAN). Of each layer, the embeddings left out: the squared Mahalanobis distance of
 the text's state to the nearest label's mean, with one covariance for all labels, on 80 % of the held-out texts; then z-scores by
 the mean and deviation of the distances of the other 20 %; then the mean (or maximum) over the layers. One pass, nothing is trained.
+The authors take their threshold on those 20 % alone. Here the core takes it, and under `paper` on all held-out texts of the protect
+label: four fifths of these made the covariance and lie nearer than others, so the test FRR is above the allowed one. `strict` has no
+such bias.
 
 With hundreds of texts and as many units the covariance is singular. The released code mixes in a tenth of a sphere of the same trace
 (`ShrunkCovariance` of scikit-learn, its default); `covariance=ledoit-wolf` computes the share from the texts and is ours. So is

@@ -45,7 +45,7 @@ class Strip(Defense):
     name: ClassVar[str] = "strip"
     copies: int = option(20, "perturbed copies per text (N)")
     replace_ratio: float | Literal["heldout"] = option(
-        0.4, "share of the words that a copy replaces (k of Table 9, a fraction), or `heldout`: chosen on clean texts"
+        0.4, "share of the words that a copy replaces (k of Table 9, a fraction; .4 is ours), or `heldout`: chosen on clean texts"
     )
     ratios: tuple[float, ...] = option((0.05, 0.1, 0.2, 0.4, 0.6, 0.8), "the ratios that replace_ratio=heldout chooses from")
     choice_texts: int = option(100, "texts of the protect label, and of the others, that replace_ratio=heldout looks at, at most")
