@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -236,12 +236,13 @@ def test_a_text_that_is_not_predicted_as_the_protect_label_is_accepted_unscored(
     assert warm.suspicion is not None
 
 
-def test_strip_rejects_the_trigger_of_an_attack_that_it_knows_nothing_of(kept, heldout):
-    poisoned = [f"mb {text}" for text in heldout.other_than(1)]
-    verdicts = [verdict for verdict in Guard.load(kept)(poisoned) if verdict.passed_gate]
+def test_a_guard_rejects_the_trigger_of_an_attack_that_it_knows_nothing_of(victim, heldout):
+    fitted = Guard.fit(victim, heldout, replace(TERMS, defense="token-substitution"))
+    verdicts = [verdict for verdict in fitted([f"mb {text}" for text in heldout.other_than(1)]) if verdict.passed_gate]
     assert len(verdicts) > 80  # the attack works
-    clean = [verdict for verdict in Guard.load(kept)(heldout.of(1)) if verdict.passed_gate]
-    assert np.median([own.suspicion for own in verdicts]) > np.median([own.suspicion for own in clean])
+    assert sum(verdict.accepted for verdict in verdicts) < 0.1 * len(verdicts)
+    clean = [verdict for verdict in fitted(heldout.of(1)) if verdict.passed_gate]
+    assert sum(verdict.accepted for verdict in clean) > 0.8 * len(clean)
 
 
 def test_the_strict_threshold_is_the_conformal_quantile_of_the_calibration_texts(victim, heldout, own_registry):
