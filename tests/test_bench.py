@@ -114,7 +114,8 @@ class Place(NamedTuple):
     names: dict[str, str]
 
     def run(self, *arguments: object, **env: str) -> Ended:
-        own = {**os.environ, "PYTHONPATH": str(self.packages), "PYTEST_ADDOPTS": "", **env}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # it would time nothing
+        own = {**inherited, "PYTHONPATH": str(self.packages), "PYTEST_ADDOPTS": "", **env}
         command = [sys.executable, *map(str, arguments)]
         ended = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, check=False, timeout=300)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
