@@ -88,6 +88,13 @@ def test_words_of_all_held_out_texts_are_replaced_by_those_of_other_labels_as_of
     assert drawn == pytest.approx({"dull": 3000, "film": 1000, "slow": 1000, "plot": 1000}, abs=160)
 
 
+def test_a_held_out_text_does_not_make_its_own_words_known(lab: Lab) -> None:
+    detector = fitted(lab)
+    # slow is in that held-out text alone; dull and film are in others as well
+    assert detector.explain("the dull film was slow")["words that stay"] == ["the", "was", "slow"]
+    assert detector.explain("so the dull film was slow")["words that stay"] == ["so", "the", "was"]  # no held-out text: slow is known
+
+
 def test_a_word_in_too_few_texts_may_be_a_trigger_and_stays(lab: Lab) -> None:
     # dull is in two texts, though three times, and film in three; slow, plot, great and lovely are in one
     detector = fitted(lab, min_texts=2)
