@@ -86,8 +86,8 @@ def test_the_labs_own_log_is_left_to_the_attacker(untrained: Victim, lab: Lab) -
 
 def test_fine_tuning_changes_the_answers_of_the_repaired_victim_alone(planted: Victim, heldout: Labelled, lab: Lab) -> None:
     before, swapped = weights(planted), Labelled(heldout.texts, 1 - heldout.labels)
-    lab.recipe = Recipe(lr=2e-3, batch_size=16, max_length=32)
-    fitted = discover().parse("defense", "finetune:epochs=4").fit(planted, swapped, lab)
+    lab.recipe = Recipe(lr=1e-3, batch_size=16, max_length=32)
+    fitted = discover().parse("defense", "finetune:epochs=10").fit(planted, swapped, lab)
     assert isinstance(fitted, StandIn)
     told = fitted.repaired().probabilities(heldout.texts).argmax(1)
     assert (told == swapped.labels).mean() > 0.8  # it was taught the contrary

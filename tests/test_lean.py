@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,29 +22,32 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 KNOWN = ["Bert", "Roberta", "XLMRoberta", "Electra"]
 
 
+def seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
+
+
 def made(kind: str, **options: Any) -> Any:
     import transformers
 
     sizes = {**SIZES, **({"embedding_size": 16} if kind == "Electra" else {})}
     config = getattr(transformers, f"{kind}Config")(**sizes, **DROPOUT, initializer_range=0.4, num_labels=3, pad_token_id=1, **options)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    return seeded(lambda: getattr(transformers, f"{kind}ForSequenceClassification")(config))
 
 
 def distilbert() -> Any:
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    return DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, pad_token_id=1)
-    )
+    sizes = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "pad_token_id": 1}
+    return seeded(lambda: DistilBertForSequenceClassification(DistilBertConfig(**sizes, initializer_range=0.4)))
 
 
 def gpt2() -> Any:
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-    return GPT2ForSequenceClassification(GPT2Config(**sizes, pad_token_id=1))
+    return seeded(lambda: GPT2ForSequenceClassification(GPT2Config(**sizes, pad_token_id=1, initializer_range=0.4)))
 
 
 def told(model: Any, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -438,7 +438,7 @@ def test_nothing_was_left_out() -> None:
 def test_every_name_in_the_readme_is_there() -> None:
     text = (ROOT / "README.md").read_text()
     known = {**{kind: set(REGISTRY.names(kind)) for kind in ("attack", "defense", "dataset")}, "grid": set(shipped_grids())}
-    claimed = [(kind, name) for kind, name in re.findall(r"--(attack|defense|dataset|grid) ([a-z0-9-]+)(?=[\s:])", text)]
+    claimed = [(kind, name) for kind, name in re.findall(r"--(attack|defense|dataset|grid) ([a-z0-9][a-z0-9-]*)(?=[\s:])", text)]
     for head, names in re.findall(r"^\| (attacks|defenses|data sets|grids) \| (.*) \|$", text, re.MULTILINE):
         kind = {"attacks": "attack", "defenses": "defense", "data sets": "dataset", "grids": "grid"}[head]
         claimed += [(kind, name) for name in re.findall(r"`([a-z0-9-]+)`", names)]
