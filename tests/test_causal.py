@@ -174,7 +174,10 @@ def test_local_attention_by_places_in_a_row_is_found_out(tokenizer: Any) -> None
 def test_a_model_that_fails_on_long_texts_still_shares_short_ones(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = made(gpt2, tokenizer)
     scored = Causal._leave_one_out
-    wrong = lambda self, rows, reach: scored(self, rows, reach) * (1 + 2e-4 * (len(rows[0]) > 40))  # noqa: E731
+
+    def wrong(self: Causal, texts: Any, reach: int) -> list[Any]:
+        return [own * (1 + 2e-4 * (len(rows[0]) > 40)) for rows, own in zip(texts, scored(self, texts, reach), strict=True)]
+
     monkeypatch.setattr(Causal, "_leave_one_out", wrong)
     assert [lm.shares_prefix(length) for length in (200, 64, 33, 32, 2)] == [False, False, False, True, True]
     assert lm.path() == "shared prefix up to 32 tokens, whole texts beyond"
@@ -205,6 +208,57 @@ def test_what_has_nothing_to_score_is_undefined(tokenizer: Any) -> None:
     assert np.isnan(lm.leave_one_out([[5], []])).all()
     assert np.isnan(lm.leave_one_out([[], []])).all()
     assert np.isnan(lm.leave_one_out([[5, 6], []])).tolist() == [False, True]
+
+
+# --- texts in company
+
+
+def read_with(lm: Causal, texts: Sequence[Sequence[Sequence[int]]]) -> tuple[list[Any], list[int]]:
+    """Give the scores, and the tokens of each call of the model; the check of the model comes before."""
+    lm.shares_prefix(max(len(ids) for rows in texts for ids in rows))
+    sizes: list[int] = []
+    with lm.model.register_forward_pre_hook(lambda *call: sizes.append(call[2]["input_ids"].numel()), with_kwargs=True):
+        return lm.leave_one_out_of_each(texts), sizes
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("reach", [0, 2])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_text_in_company_has_the_scores_that_it_has_alone(build: Any, tokenizer: Any, bos: bool, reach: int) -> None:
+    lone, together = (made(build, tokenizer, bos=bos, reach=reach, batch_texts=number) for number in (1, 5))
+    texts = [left_out(lone, text) for text in TEXTS]
+    for own, its in zip(together.leave_one_out_of_each(texts), lone.leave_one_out_of_each(texts), strict=True):
+        assert own == pytest.approx(its, rel=1e-6, nan_ok=True)
+    assert together.path() == lone.path() == "shared prefix"
+
+
+def test_texts_in_company_are_read_in_one_row_and_their_rests_in_another(tokenizer: Any) -> None:
+    texts = [without_each([5, 6, 7, 8]), without_each([9, 10, 11])]
+    # alone: 4 tokens, then "b c" of b c d and "c" of a c d; 3 tokens, then "b" of b c
+    assert read_with(made(gpt2, tokenizer), texts)[1] == [4, 3, 3, 1]
+    assert read_with(made(gpt2, tokenizer, batch_texts=2), texts)[1] == [7, 4]
+
+
+def test_no_more_texts_share_a_row_than_asked_for_and_than_fit(tokenizer: Any) -> None:
+    pairs = [[[5, 6]]] * 5
+    assert read_with(made(gpt2, tokenizer, batch_texts=2), pairs)[1] == [4, 4, 2]
+    assert read_with(made(gpt2, tokenizer, batch_texts=9, batch_tokens=7), pairs)[1] == [6, 4]
+    assert read_with(made(gpt2, tokenizer, batch_texts=9, batch_tokens=1), pairs)[1] == [2] * 5
+
+
+@pytest.mark.parametrize("build", [bloom, both_ways, sliding])
+def test_a_model_that_cannot_share_a_prefix_reads_each_of_several_whole(build: Any, tokenizer: Any) -> None:
+    lm = made(build, tokenizer, batch_texts=4)
+    texts = [left_out(lm, text) for text in TEXTS[:3]]
+    for own, rows in zip(lm.leave_one_out_of_each(texts), texts, strict=True):
+        assert own.tolist() == lm.surprise(rows).tolist()
+
+
+def test_a_long_text_among_short_ones_is_read_whole(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer, window=8, stride=4, batch_texts=4)
+    texts = [without_each(range(5, 5 + length)) for length in (4, 20, 6)]
+    for own, rows in zip(lm.leave_one_out_of_each(texts), texts, strict=True):
+        assert own == pytest.approx(lm.surprise(rows), rel=1e-5)
 
 
 # --- what is computed

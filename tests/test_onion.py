@@ -170,6 +170,7 @@ def test_undefined_and_endless_perplexities_give_finite_scores() -> None:
         ({"window": 64, "stride": 64}, "below window"),
         ({"corpus": "test"}, "corpus"),
         ({"reach": -1}, "0 or more"),
+        ({"batch_texts": 0}, "1 or more"),
         ({"reach": 4, "lm": "trigram"}, "0 for lm=trigram"),
         ({"model": "gpt2"}, "unknown option"),
     ],
@@ -337,6 +338,25 @@ def test_a_score_is_the_same_to_the_bit_in_any_company(tiny: Path, long_text: st
     for text in texts:
         alone = fitted({"lm": str(tiny)}, ["the film is good"])
         assert alone.judged([text])[0].scores.tolist() == together.judged([text])[0].scores.tolist()
+
+
+def test_texts_may_share_a_row_and_each_is_charged_for_its_own(tiny: Path, long_text: str, tmp_path: Path) -> None:
+    texts = ["the film cf is good", "cat", long_text[:300], "a cat", "Xylophone was bad"]
+    alone, together = ({"lm": str(tiny), "batch_texts": number} for number in (1, 3))
+    own, shared = (fitted(options, ["the film is good"]).judged(texts) for options in (alone, together))
+    for one, other in zip(own, shared, strict=True):
+        assert one.places.tolist() == other.places.tolist()
+        assert other.scores == pytest.approx(one.scores, rel=1e-4, abs=1e-3)
+    kept = []
+    for options, folder in ((alone, tmp_path / "alone"), (together, tmp_path / "together")):
+        folder.mkdir()
+        build(Onion, options, "defense 'onion'").read(texts, folder, FakeLab())
+        with np.load(folder / "judged.npz") as file:
+            kept.append(file["counts"])
+    np.testing.assert_array_equal(kept[0][:, :2], kept[1][:, :2])  # rows and tokens of reading each variant whole
+    assert kept[0][:, 3].sum() == kept[1][:, 3].sum()  # tokens computed
+    assert kept[0][:, 2].sum() > kept[1][:, 2].sum()  # in fewer rows
+    assert kept[1][1].tolist() == [0, 0, 0, 0]
 
 
 def test_batching_changes_no_score(tiny: Path) -> None:

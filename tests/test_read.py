@@ -75,7 +75,8 @@ def written(folder: Path, texts: Sequence[str], seconds: float = 5.0) -> Path:
     """Write what such a model judges of the texts, as if each had taken so long."""
     meter = Meter()
     purifier = OnionPurifier(Weigher(meter), 512, {})
-    found = {text: Effort.measured(text, lambda one: purifier.judged([one])[0], meter) for text in texts}
+    measured = [Effort.measured(lambda one=text: purifier.judged([one]), meter) for text in texts]
+    found = {text: (own, effort) for text, ([own], effort) in zip(texts, measured, strict=True)}
     folder.mkdir(exist_ok=True)
     save(folder, {text: (own, dataclasses.replace(effort, seconds=seconds)) for text, (own, effort) in found.items()}, {16: True})
     return folder
@@ -128,16 +129,27 @@ def test_nothing_to_judge_can_be_kept(tmp_path: Path) -> None:
 def test_the_check_of_the_model_is_no_texts_work() -> None:
     meter = Meter()
 
-    def judge(text: str) -> Judged:
+    def judge() -> list[Judged]:
         with meter.phase("lm check"):
             meter.add("lm_computed", rows=7, tokens=70)
             meter.spent(100.0)
         meter.add("lm", rows=1, tokens=2)
-        return Judged.of([], None)
+        return [Judged.of([], None)]
 
-    effort = Effort.measured("a", judge, meter)[1]
+    effort = Effort.measured(judge, meter)[1]
     assert effort.counts == (1, 2, 0, 0)
     assert effort.seconds < 1
+
+
+def test_each_text_has_its_own_reading_and_a_share_of_what_was_computed_together() -> None:
+    # three texts, read whole, took 4 + 16 + 0 tokens: a fifth, the rest, nothing of 2 rows, 11 tokens and 10 seconds
+    parts = Effort((2 + 4, 20, 2, 11), 10.0).divided([(2, 4), (4, 16), (0, 0)])
+    assert [part.counts for part in parts] == [(2, 4, 0, 2), (4, 16, 2, 9), (0, 0, 0, 0)]
+    assert [part.seconds for part in parts] == pytest.approx([2.0, 8.0, 0.0])
+
+
+def test_texts_of_which_nothing_was_read_share_evenly() -> None:
+    assert [part.seconds for part in Effort((0, 0, 0, 0), 3.0).divided([(0, 0)] * 2)] == [1.5, 1.5]
 
 
 @pytest.fixture

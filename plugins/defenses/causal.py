@@ -7,6 +7,7 @@ weigh the first window's mean by its length, first token included; here every sc
 Leaving each word out in turn, a text that fits into one window is read once; of each variant only the tokens from the first
 that differs are computed, behind the text's own keys and values, the rests of many variants in one row of the model. A text
 of l words of one token each costs l + (l - 1) * (l - 2) / 2 tokens then, where reading each variant whole costs l * l.
+Short texts may stand in such rows together, each seeing itself alone.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Window:
 class Reading:
     """How long texts are cut, how many tokens go through the model at once, and whether a first token is put before them.
 
-    `reach`: how many tokens after a deletion are scored anew, 0: all.
+    `reach`: how many tokens after a deletion are scored anew, 0: all. `batch_texts`: how many texts may share a row.
     """
 
     window: int = 1024
@@ -61,6 +62,7 @@ class Reading:
     batch_tokens: int = 4096
     bos: bool = False
     reach: int = 0
+    batch_texts: int = 1
 
     def within(self, limit: int | None) -> Reading:
         """Give this reading with its window inside the positions that a model has."""
@@ -71,20 +73,24 @@ class Reading:
 
 @dataclass(frozen=True)
 class Rest:
-    """What is computed of a variant: its first `kept` tokens are the text's, those from `end` on keep the text's values."""
+    """What is computed of a variant: its first `kept` tokens are the text's, those from `end` on keep the text's values.
+
+    The text begins at place `start` of the row in which it was read.
+    """
 
     ids: Sequence[int]
     kept: int
     end: int
+    start: int = 0
 
     @classmethod
-    def of(cls, ids: Sequence[int], text: Sequence[int], reach: int) -> Rest:
+    def of(cls, ids: Sequence[int], text: Sequence[int], reach: int, start: int = 0) -> Rest:
         """Compare a variant with the text; a token that differs (retokenised at the seam, say) is always scored anew."""
         kept = _shared(ids, text)
         if not reach:
-            return cls(ids, kept, len(ids))
+            return cls(ids, kept, len(ids), start)
         tail = min(_shared(ids[::-1], text[::-1]), len(text) - 1)  # the text's first token has no value
-        return cls(ids, kept, min(len(ids), max(kept + reach, len(ids) - tail)))
+        return cls(ids, kept, min(len(ids), max(kept + reach, len(ids) - tail)), start)
 
     @property
     def read(self) -> Sequence[int]:
@@ -128,9 +134,25 @@ class Causal:
 
         `reach` holds there only: all tokens of a text that is too long, or of a model that cannot share, are scored anew.
         """
-        if len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))):
-            return self._leave_one_out(rows, self.reading.reach)
-        return self.surprise(rows)
+        return self.leave_one_out_of_each([rows])[0]
+
+    def leave_one_out_of_each(self, texts: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float64]]:
+        """Give `leave_one_out` of several texts with their variants; up to `batch_texts` are read at once, where a row holds them."""
+        sharing = [len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))) for rows in texts]
+        fits = [rows for rows, shares in zip(texts, sharing, strict=True) if shares]
+        found = iter([own for together in self._companies(fits) for own in self._leave_one_out(together, self.reading.reach)])
+        return [next(found) if shares else self.surprise(rows) for rows, shares in zip(texts, sharing, strict=True)]
+
+    def _companies(self, texts: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Sequence[Sequence[int]]]]:
+        """Give the texts in order, as many at once as may share a row and fit into it; at least one."""
+        company: list[Sequence[Sequence[int]]] = []
+        for rows in texts:
+            if company and (len(company) == self.reading.batch_texts or sum(len(own[0]) for own in [*company, rows]) > self._row_tokens):
+                yield company
+                company = []
+            company.append(rows)
+        if company:
+            yield company
 
     def shares_prefix(self, length: int) -> bool:
         """Tell whether texts of so many tokens are scored behind a shared prefix: they fit into a window, and the scores agree.
@@ -163,58 +185,75 @@ class Causal:
         )
         early = np.linspace(0, size // 2, 2 + 2 * self._row_tokens // size, dtype=int)  # a rest is long where little is kept
         rows = [text, *([*text[:place], *text[place + 1 :]] for place in sorted({*early.tolist(), size - 1}))]
+        company = [rows] * min(self.reading.batch_texts, 2)
         try:
-            shared = self._leave_one_out(rows, reach=0)
+            shared = self._leave_one_out(company, reach=0)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             return False  # a model that cannot take such a mask, such positions or such a cache says so in its own way
-        return bool(np.allclose(shared, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True))
+        whole = self.surprise(rows)
+        return all(np.allclose(own, whole, rtol=AGREEMENT, atol=0.0, equal_nan=True) for own in shared)
 
     @property
     def _row_tokens(self) -> int:
         return min(ROW_CPU if self.model.device.type == "cpu" else ROW_ACCELERATOR, self.reading.batch_tokens)
 
     @torch.inference_mode()
-    def _leave_one_out(self, rows: Sequence[Sequence[int]], reach: int) -> NDArray[np.float64]:
-        text, rests = rows[0], [Rest.of(ids, rows[0], reach) for ids in rows[1:]]
+    def _leave_one_out(self, texts: Sequence[Sequence[Sequence[int]]], reach: int) -> list[NDArray[np.float64]]:
+        """Read the texts in one row, then the rests of all their variants in as few rows as hold them."""
+        lengths = [len(rows[0]) for rows in texts]
+        starts = [0, *np.cumsum(lengths).tolist()]
+        rests = [[Rest.of(ids, rows[0], reach, start) for ids in rows[1:]] for rows, start in zip(texts, starts, strict=False)]
+        flat = [rest for own in rests for rest in own]
         with onednn(self.model):
-            cache, own, first = self._read(text, rests)
-            near = np.concatenate([np.empty(0), *(self._pack(row, cache, len(text)) for row in _packs(rests, self._row_tokens))])
-        sums = np.concatenate([[0.0], np.cumsum(own)])  # (tokens,): up to each token
-        before = sums[[max(rest.kept - 1, 0) for rest in rests]]
-        far = sums[-1] - sums[[rest.end + len(text) - len(rest.ids) - 1 for rest in rests]]
-        total = np.concatenate([sums[-1:], before + first + near + far])
-        return _mean(total, np.array([len(ids) - 1 for ids in rows]))
+            cache, own, first = self._read([rows[0] for rows in texts], flat)
+            near = np.concatenate([np.empty(0), *(self._pack(row, cache, starts[-1]) for row in _packs(flat, self._row_tokens))])
+        anew = np.split(first + near, np.cumsum(list(map(len, rests)))[:-1])
+        whole = np.split(own, np.cumsum([length - 1 for length in lengths])[:-1])
+        return [_surprise(*of_text) for of_text in zip(texts, rests, whole, anew, strict=True)]
 
-    def _read(self, text: Sequence[int], rests: Sequence[Rest]) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
-        """Give the text's keys and values, and two arrays of negative log likelihoods.
+    def _read(self, texts: Sequence[Sequence[int]], rests: Sequence[Rest]) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
+        """Give the texts' keys and values, and two arrays of negative log likelihoods.
 
-        They are of the text's tokens but the first, shape (tokens - 1,), and of each rest's first token, shape (rests,): 0 where
-        that is not scored, for nothing stands before it, or for the variant ends with what it shares.
+        They are of each text's tokens but the first, shape (tokens - texts,), and of each rest's first token, shape (rests,): 0
+        where that is not scored, for nothing stands before it, or for the variant ends with what it shares.
         """
-        ids = torch.tensor([text], device=self.model.device)
-        read = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        ids = torch.tensor([[token for text in texts for token in text]], device=self.model.device)
+        sizes = list(map(len, texts))
+        if len(texts) == 1:
+            read = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        else:
+            nothing = [0] * len(texts)
+            read = self.model(
+                input_ids=ids,
+                attention_mask=_visible(sizes, nothing, nothing, 0, self.model.dtype).to(ids.device),
+                position_ids=torch.tensor([[place for size in sizes for place in range(size)]], device=ids.device),
+                use_cache=True,
+            )
         fresh = [place for place, rest in enumerate(rests) if 0 < rest.kept < len(rest.ids)]
-        behind = [*range(len(text) - 1), *(rests[place].kept - 1 for place in fresh)]
-        nll = _nll(read.logits[0], [*text[1:], *(rests[place].ids[rests[place].kept] for place in fresh)], behind)
+        starts = np.cumsum([0, *sizes]).tolist()
+        behind = [start + place for start, size in zip(starts, sizes, strict=False) for place in range(size - 1)]
+        asked = [token for text in texts for token in text[1:]] + [rests[place].ids[rests[place].kept] for place in fresh]
+        nll = _nll(read.logits[0], asked, behind + [rests[place].start + rests[place].kept - 1 for place in fresh])
         first = np.zeros(len(rests))
-        first[fresh] = nll[len(text) - 1 :]
-        return _plain(read.past_key_values), nll[: len(text) - 1], first
+        first[fresh] = nll[len(behind) :]
+        return _plain(read.past_key_values), nll[: len(behind)], first
 
     def _pack(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
         """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,), all computed in one row.
 
-        `cache`: keys and values of a text of `length` tokens; left as it was.
+        `cache`: keys and values of texts of `length` tokens together; left as it was.
         """
         sizes = [len(rest.read) for rest in rests]
         if not sum(sizes):
             return np.zeros(len(rests))
         device = self.model.device
         owner = np.repeat(np.arange(len(rests)), sizes)
+        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], length, self.model.dtype)
         logits = self.model(
             input_ids=torch.tensor([[token for rest in rests for token in rest.read]], device=device),
-            attention_mask=_visible(rests, length, self.model.dtype).to(device),
+            attention_mask=mask.to(device),
             position_ids=torch.tensor([[rest.kept + step for rest in rests for step in range(len(rest.read))]], device=device),
             past_key_values=cache,
             use_cache=True,
@@ -325,15 +364,33 @@ def _packs(rests: Sequence[Rest], tokens: int) -> Iterator[list[Rest]]:
         yield row
 
 
-def _visible(rests: Sequence[Rest], length: int, dtype: torch.dtype) -> torch.Tensor:
-    """Give the mask to be added, shape (1, 1, m, length + m): a token sees the text's kept tokens, and its own rest up to itself."""
-    sizes = torch.tensor([len(rest.read) for rest in rests])
-    owner = torch.arange(len(rests)).repeat_interleave(sizes)  # (m,)
-    kept = torch.tensor([rest.kept for rest in rests])[owner]
-    text = torch.arange(length) < kept[:, None]  # (m, length)
+def _visible(sizes: Sequence[int], starts: Sequence[int], kept: Sequence[int], length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Give the mask to be added, shape (1, 1, m, length + m), of parts of `sizes` tokens, m in all, behind `length` tokens read before.
+
+    A token sees the `kept` tokens from `starts` on that its part stands behind, and its own part up to itself.
+    """
+    owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (m,)
+    begin, count = torch.tensor(starts)[owner, None], torch.tensor(kept)[owner, None]
+    place = torch.arange(length)
+    before = (place >= begin) & (place < begin + count)  # (m, length)
     own = (owner[:, None] == owner).tril()  # (m, m)
-    hidden = ~torch.cat([text, own], dim=1)
+    hidden = ~torch.cat([before, own], dim=1)
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
+
+
+def _surprise(
+    rows: Sequence[Sequence[int]], rests: Sequence[Rest], own: NDArray[np.float64], anew: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give the mean negative log likelihood of a text's scored tokens, then of each variant's, shape (rows,).
+
+    `own`: the text's, shape (tokens - 1,); `anew`: summed over the tokens of each variant that keep no value of the text's.
+    """
+    length = len(rows[0])
+    sums = np.concatenate([[0.0], np.cumsum(own)])  # (tokens,): up to each token
+    before = sums[[max(rest.kept - 1, 0) for rest in rests]]
+    far = sums[-1] - sums[[rest.end + length - len(rest.ids) - 1 for rest in rests]]
+    total = np.concatenate([sums[-1:], before + anew + far])
+    return _mean(total, np.array([len(ids) - 1 for ids in rows]))
 
 
 def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:

@@ -49,14 +49,25 @@ class Effort:
     seconds: float
 
     @classmethod
-    def measured(cls, text: str, judge: Callable[[str], Judged], meter: Meter) -> tuple[Judged, Self]:
-        """Give what is judged of a text, and what that took by the meter."""
+    def measured(cls, judge: Callable[[], list[Judged]], meter: Meter) -> tuple[list[Judged], Self]:
+        """Give what is judged, and what that took by the meter."""
         check_s = meter.phases[CHECK].seconds
         with meter.phase("read") as phase:
-            judged = judge(text)
-        del meter.phases["read"]  # the next text begins at nothing
+            judged = judge()
+        del meter.phases["read"]  # the next measurement begins at nothing
         counts = tuple(n for who in MODELS for n in (phase.by[who].rows, phase.by[who].tokens))
         return judged, cls(counts, phase.seconds - (meter.phases[CHECK].seconds - check_s))
+
+    def divided(self, whole: Sequence[tuple[int, int]]) -> list[Self]:
+        """Give each text's part of what several took together. `whole`: rows and tokens of reading each text's variants whole.
+
+        These are its own; of what was computed, and of the seconds, each text has the share of its tokens. Nothing is lost by rounding.
+        """
+        tokens = np.cumsum([0, *(tokens for _, tokens in whole)])
+        until = tokens / tokens[-1] if tokens[-1] else np.linspace(0, 1, len(tokens))
+        computed = [np.diff(np.rint(until * count).astype(int)).tolist() for count in self.counts[2:]]
+        parts = zip(whole, zip(*computed, strict=True), (np.diff(until) * self.seconds).tolist(), strict=True)
+        return [type(self)((*own, *rest), seconds) for own, rest, seconds in parts]
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Beforehand:
         if row is None:
             return None
         for who, (rows, tokens) in zip(MODELS, self.counts[row].reshape(-1, 2).tolist(), strict=True):
-            if rows:
+            if rows or tokens:  # a text that shared a row may have got none of it
                 self.meter.add(who, rows=rows, tokens=tokens)
         self.meter.spent(float(self.seconds[row]))
         own = slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py", "judged.py"))
 PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
 BLOCK = 1024
-READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "bos", "reach")
+READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "batch_texts", "bos", "reach")
 """The options on which a causal model's word scores depend."""
 
 
@@ -47,6 +47,9 @@ class Onion(Defense):
     window: int = option(1024, "tokens that a causal model sees at once")
     stride: int = option(512, "tokens that its window moves on by")
     batch_tokens: int = option(4096, "tokens that go through a causal model at once")
+    batch_texts: int = option(
+        1, "short texts that a causal model reads at once: more fill an accelerator, and scores then hang on the company by a last digit"
+    )
     bos: bool = option(False, "put a first token before each text, so that a causal model scores the first word's start too")
     reach: int = option(
         0, "0: exact; n: after a deletion a causal model scores only the next n tokens anew, the rest keep the whole text's values"
@@ -56,8 +59,8 @@ class Onion(Defense):
         super().__post_init__()
         if not self.levels or not all(0 <= level <= 100 for level in self.levels):
             raise ValueError(f"levels={self.levels!r} are no percentiles: give numbers from 0 to 100")
-        if min(self.max_words, self.batch_tokens) < 1:
-            raise ValueError("max_words and batch_tokens must be 1 or more")
+        if min(self.max_words, self.batch_tokens, self.batch_texts) < 1:
+            raise ValueError("max_words, batch_tokens and batch_texts must be 1 or more")
         if not 0 < self.stride < self.window:
             raise ValueError(f"stride={self.stride!r} must be above 0 and below window={self.window!r}")
         if self.reach < 0 or (self.reach and self.lm == "trigram"):
@@ -77,8 +80,14 @@ class Onion(Defense):
 
     def read(self, texts: Sequence[str], folder: Path, lab: Lab) -> None:
         purifier = self._causal(lab)
-        found = {text: Effort.measured(text, lambda one: purifier.judged([one])[0], lab.meter) for text in texts}
-        save(folder, found, cast("_CausalScorer", purifier.scorer).model.agrees)
+        found: dict[str, tuple[Judged, Effort]] = {}
+        scorer = cast("_CausalScorer", purifier.scorer)
+        for start in range(0, len(texts), self.batch_texts):
+            company = texts[start : start + self.batch_texts]
+            judged, effort = Effort.measured(partial(purifier.judged, company), lab.meter)
+            efforts = effort.divided([scorer.whole(text, self.max_words) for text in company]) if len(company) > 1 else [effort]
+            found.update(zip(company, zip(judged, efforts, strict=True), strict=True))
+        save(folder, found, scorer.model.agrees)
 
     def expected_work(self, words: float, heldout: int) -> Work:
         """Give the work where the share of words that reach a level is the same in all texts, and a repaired text that much shorter."""
@@ -128,7 +137,7 @@ class Onion(Defense):
     def _causal(self, lab: Lab) -> OnionPurifier:
         from rapbench_plugins.defenses import causal
 
-        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach)
+        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach, self.batch_texts)
         lm = causal.load(self.lm, str(lab.device), reading)
         before = Beforehand.load(lab.read, lab.meter) if lab.read else None
         lm.agrees.update(before.agrees if before else {})
@@ -182,16 +191,25 @@ class _CausalScorer:
     meter: Any
 
     def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
-        """Compute the variants of one text only at once: its scores are then the same to the bit in any company."""
-        return [self._leave_one_out(text.variants()) for text in texts]
+        """Compute `batch_texts` at once; with 1, the default, a text's scores are the same to the bit in any company."""
+        at_once = self.model.reading.batch_texts
+        found = (self._leave_one_out(texts[start : start + at_once]) for start in range(0, len(texts), at_once))
+        return [own for company in found for own in company]
 
-    def _leave_one_out(self, variants: Sequence[str]) -> NDArray[np.float64]:
+    def whole(self, text: str, max_words: int) -> tuple[int, int]:
+        """Give the rows and tokens of reading each variant of a text whole; none of a text that has nothing to be compared."""
+        split = Split.of(text, max_words)
+        rows = self.model.tokens(split.variants()) if len(split.places) > 1 else []
+        return len(rows), sum(map(len, rows))
+
+    def _leave_one_out(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
         """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
-        rows = self.model.tokens(variants)
-        self.meter.add("lm", rows=len(rows), tokens=sum(map(len, rows)))
-        with self.meter.phase(CHECK):  # done once per model: no text's cost
-            self.model.shares_prefix(max(map(len, rows)))
-        return self.model.leave_one_out(rows)
+        company = [self.model.tokens(text.variants()) for text in texts]
+        for rows in company:
+            self.meter.add("lm", rows=len(rows), tokens=sum(map(len, rows)))
+            with self.meter.phase(CHECK):  # done once per model: no text's cost
+                self.model.shares_prefix(max(map(len, rows)))
+        return self.model.leave_one_out_of_each(company)
 
     def path(self) -> Mapping[str, Any]:
         with self.meter.phase(CHECK):

@@ -1,6 +1,6 @@
 """ONION with a causal model: one word at a time as published, against the shared prefix, against a declared reach.
 
-    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--texts 20] [--rounds 5]
+    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--together 8] [--texts 20] [--rounds 5]
 
 Without --lm a small GPT-2 is trained on `prose` first (--train-seconds) and kept (--cache): on a model that has learnt nothing,
 agreement of decisions says nothing. Seconds are of one text, one thread, the sides taking turns. Thresholds are percentiles
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import gzip
 import itertools
 import math
@@ -88,7 +89,9 @@ def main() -> None:
     asked = _arguments()
     folder = str(asked.lm or _trained(asked.cache, asked.train_seconds))
     for words in asked.words:
-        _compare(folder, _texts(words, asked.texts), asked.reach, asked.rounds)
+        texts = _texts(words, asked.texts)
+        _compare(folder, texts, asked.reach, asked.rounds)
+        _in_company(folder, texts, asked.together, asked.rounds)
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,6 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lm", type=Path, help="folder of a causal model; without it a small one is trained")
     parser.add_argument("--words", type=int, nargs="+", default=[30, 100, 230])
     parser.add_argument("--reach", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--together", type=int, default=8, help="texts that share a row, where they fit into it")
     parser.add_argument("--texts", type=int, default=20, help="texts of each length")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train-seconds", type=float, default=300)
@@ -118,6 +122,18 @@ def _compare(folder: str, texts: Sequence[str], reaches: Sequence[int], rounds: 
             if text not in side.found:
                 side(text)
         print(f"  {side.name}: {_tokens(side, texts)}{_agreement(side, sides[0], texts)}", flush=True)
+
+
+def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -> None:
+    """Compare texts one after another with texts that share rows: all of them in a turn."""
+    alone, company = (load(folder, "cpu", Reading(batch_texts=number)) for number in (1, together))
+    rows = [alone.tokens(Split.of(text, max_words=512).variants()) for text in texts]
+    own, its = (np.concatenate(lm.leave_one_out_of_each(rows)) for lm in (alone, company))  # checks the model, too
+    sides: dict[str, Callable[[], object]] = {
+        name: functools.partial(lm.leave_one_out_of_each, rows) for name, lm in (("alone", alone), (f"{together} together", company))
+    }
+    print(line(f"  {len(texts)} texts", medians(sides, rounds=rounds), "alone"))
+    print(f"  relative difference of log perplexities {np.nanmax(np.abs(own - its) / np.abs(its)):.2g} at most", flush=True)
 
 
 def _watched(folder: str, reach: int) -> Causal:
