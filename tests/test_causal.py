@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rapbench.cost import Count, Meter
-from rapbench_plugins.defenses.causal import Causal, Reading, Rest
+from rapbench_plugins.defenses.causal import SMALLEST_CHECK, Causal, Reading, Rest
 
 VOCABULARY = 330
 CORPUS = ["the film is good", "a film was bad and the play is good", "the cat was not good", "is the dog a cat"] * 20
@@ -214,8 +214,9 @@ def test_what_has_nothing_to_score_is_undefined(tokenizer: Any) -> None:
 
 
 def read_with(lm: Causal, texts: Sequence[Sequence[Sequence[int]]]) -> tuple[list[Any], list[int]]:
-    """Give the scores, and the tokens of each call of the model; the check of the model comes before."""
+    """Give the scores, and the tokens of each call of the model; the checks of the model come before."""
     lm.shares_prefix(max(len(ids) for rows in texts for ids in rows))
+    lm.mingles()
     sizes: list[int] = []
     with lm.model.register_forward_pre_hook(lambda *call: sizes.append(call[2]["input_ids"].numel()), with_kwargs=True):
         return lm.leave_one_out_of_each(texts), sizes
@@ -252,6 +253,68 @@ def test_a_model_that_cannot_share_a_prefix_reads_each_of_several_whole(build: A
     texts = [left_out(lm, text) for text in TEXTS[:3]]
     for own, rows in zip(lm.leave_one_out_of_each(texts), texts, strict=True):
         assert own.tolist() == lm.surprise(rows).tolist()
+
+
+def far_sighted() -> Any:
+    """Its attention is local by places in a row, further than the texts below are long, and less far than rows of them."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 256, "max_position_embeddings": 1024}
+    shape = {"attention_types": [[["global", "local"], 1]], "initializer_range": 0.4, "bos_token_id": 0, "eos_token_id": 0}
+    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCABULARY, **shape, **sizes))
+
+
+def of_few_places() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = {"n_positions": 300, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
+
+
+def deaf() -> Any:
+    """A model that hears of a mask only when there are keys to hide from before: alone it agrees, in company texts see each other."""
+    model = gpt2()
+    forward = model.forward
+
+    def without(*given: Any, attention_mask: Any, past_key_values: Any = None, position_ids: Any = None, **named: Any) -> Any:
+        heard = attention_mask if past_key_values is not None or attention_mask.dim() == 2 else None
+        return forward(*given, attention_mask=heard, past_key_values=past_key_values, position_ids=position_ids, **named)
+
+    model.forward = without
+    return model
+
+
+@pytest.mark.parametrize("build", [far_sighted, deaf])
+def test_a_model_whose_texts_would_see_each_other_reads_them_one_by_one(build: Any, tokenizer: Any) -> None:
+    lone, lm = (made(build, tokenizer, batch_texts=number) for number in (1, 16))
+    texts = [without_each(range(5 + number, 19 + number)) for number in range(16)]
+    alone = [lone.leave_one_out(rows) for rows in texts]
+    apart = [np.abs(own / its - 1).max() for own, its in zip(lm._leave_one_out(texts, 0), alone, strict=True)]
+    assert max(apart) > 1e-3  # what would be scored if nobody looked
+    assert lm.path() == "shared prefix"
+    assert not lm.mingles()
+    assert [own.tolist() for own in lm.leave_one_out_of_each(texts)] == [own.tolist() for own in alone]
+
+
+def test_rows_may_hold_more_tokens_than_a_model_has_positions(tokenizer: Any) -> None:
+    lm = made(of_few_places, tokenizer, batch_texts=16)
+    texts = [without_each(range(5 + number, 19 + number)) for number in range(16)]
+    found, sizes = read_with(lm, texts)
+    assert lm.mingles()
+    assert sizes[0] == 16 * 14
+    assert 300 - 224 < max(sizes[1:]) <= 256
+    for own, rows in zip(found, texts, strict=True):
+        assert own == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5)
+
+
+def test_a_check_in_company_reads_no_more_than_may_stand_in_a_row(tokenizer: Any) -> None:
+    for batch_texts, batch_tokens in ((2, 64), (9, 64), (9, 1), (2, 4096)):
+        lm = made(gpt2, tokenizer, batch_texts=batch_texts, batch_tokens=batch_tokens)
+        lm.shares_prefix(SMALLEST_CHECK)
+        sizes: list[int] = []
+        with lm.model.register_forward_pre_hook(lambda *call, sizes=sizes: sizes.append(call[2]["input_ids"].shape[1]), with_kwargs=True):
+            assert lm.mingles() == (batch_tokens > 1)
+        assert max(sizes, default=0) <= min(batch_tokens, 256)
 
 
 def test_a_long_text_among_short_ones_is_read_whole(tokenizer: Any) -> None:

@@ -142,14 +142,14 @@ def test_the_check_of_the_model_is_no_texts_work() -> None:
 
 
 def test_each_text_has_its_own_reading_and_a_share_of_what_was_computed_together() -> None:
-    # three texts, read whole, took 4 + 16 + 0 tokens: a fifth, the rest, nothing of 2 rows, 11 tokens and 10 seconds
-    parts = Effort((2 + 4, 20, 2, 11), 10.0).divided([(2, 4), (4, 16), (0, 0)])
-    assert [part.counts for part in parts] == [(2, 4, 0, 2), (4, 16, 2, 9), (0, 0, 0, 0)]
+    # 2, 8 and no tokens of three texts were computed: a fifth, the rest, and nothing of 2 rows and 10 seconds
+    parts = Effort((2 + 4, 20, 2, 10), 10.0).divided([(2, 4, 2), (4, 16, 8), (0, 0, 0)])
+    assert [part.counts for part in parts] == [(2, 4, 0, 2), (4, 16, 2, 8), (0, 0, 0, 0)]
     assert [part.seconds for part in parts] == pytest.approx([2.0, 8.0, 0.0])
 
 
 def test_texts_of_which_nothing_was_read_share_evenly() -> None:
-    assert [part.seconds for part in Effort((0, 0, 0, 0), 3.0).divided([(0, 0)] * 2)] == [1.5, 1.5]
+    assert [part.seconds for part in Effort((0, 0, 0, 0), 3.0).divided([(0, 0, 0)] * 2)] == [1.5, 1.5]
 
 
 @pytest.fixture
@@ -198,11 +198,21 @@ def test_levels_scores_counts_and_notes_are_those_of_reading_now(lm: Path, tmp_p
     assert counts[0] == counts[1]
 
 
+def test_what_was_read_in_company_counts_as_much_as_what_is_read_now(lm: Path, tmp_path: Path) -> None:
+    defense = Onion(lm=str(lm), batch_texts=3)
+    texts = ["the film is good", "a film cf was bad and the play is good", "the cat", "one", "a dog is the cat"]
+    defense.read(texts, tmp_path, lab_of())
+    now, beforehand = lab_of(), lab_of((tmp_path,))
+    own, kept = (fitted(defense, texts, lab) for lab in (now, beforehand))
+    assert kept.suspicion(texts) == pytest.approx(own.suspicion(texts), rel=1e-4, abs=1e-3)
+    assert dict(now.meter.phases["outside"].by) == dict(beforehand.meter.phases["outside"].by)
+
+
 def test_only_a_causal_model_reads_beforehand_and_by_the_options_that_its_scores_depend_on(lm: Path) -> None:
     assert Onion(lm="trigram").reads() is None
     own = Onion(lm=str(lm))
     assert own.reads() == Onion(lm=str(lm), levels=(50.0,), heldout=16).reads()
-    others = ({"max_words": 9}, {"window": 600}, {"stride": 9}, {"batch_tokens": 9}, {"bos": True}, {"reach": 9})
+    others = ({"max_words": 9}, {"window": 600}, {"stride": 9}, {"batch_tokens": 9}, {"batch_texts": 9}, {"bos": True}, {"reach": 9})
     for other in others:
         assert Onion(lm=str(lm), **other).reads() != own.reads()
     assert (Onion(lm="gpt2").reads() or {})["state"] == "gpt2@main"

@@ -113,6 +113,7 @@ class Causal:
         self._prefix = [_bos_id(tokenizer)] if reading.bos else []
         self.agrees: dict[int, bool] = {}
         """By a length in tokens: whether texts up to it are scored behind a shared prefix, as far as that was found out."""
+        self._mingles: bool | None = None
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Give each text's tokens, behind the first token where one is asked for."""
@@ -136,6 +137,12 @@ class Causal:
         """
         return self.leave_one_out_of_each([rows])[0]
 
+    def computed(self, rows: Sequence[Sequence[int]]) -> int:
+        """Give how many tokens the model reads for `leave_one_out` of these rows."""
+        if len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))):
+            return len(rows[0]) + sum(len(Rest.of(ids, rows[0], self.reading.reach).read) for ids in rows[1:])
+        return sum(len(window.ids) for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
+
     def leave_one_out_of_each(self, texts: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float64]]:
         """Give `leave_one_out` of several texts with their variants; up to `batch_texts` are read at once, where a row holds them."""
         sharing = [len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))) for rows in texts]
@@ -145,9 +152,10 @@ class Causal:
 
     def _companies(self, texts: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Sequence[Sequence[int]]]]:
         """Give the texts in order, as many at once as may share a row and fit into it; at least one."""
+        at_once = self.reading.batch_texts if len(texts) > 1 and self.mingles() else 1
         company: list[Sequence[Sequence[int]]] = []
         for rows in texts:
-            if company and (len(company) == self.reading.batch_texts or sum(len(own[0]) for own in [*company, rows]) > self._row_tokens):
+            if len(company) == at_once or (company and sum(len(own[0]) for own in [*company, rows]) > self._row_tokens):
                 yield company
                 company = []
             company.append(rows)
@@ -164,8 +172,21 @@ class Causal:
         size = min(max(1 << (length - 1).bit_length(), SMALLEST_CHECK), self.reading.window)
         if size not in self.agrees:
             with _disable_current_modes():  # or a count of operations takes the check for the text's
-                self.agrees[size] = self._agree(size)
+                self.agrees[size] = self._agree([self._drawn(size, 2 + 2 * self._row_tokens // size)])
         return self.agrees[size]
+
+    def mingles(self) -> bool:
+        """Tell whether several texts may share a row: more than one is asked for, and in the fullest rows the scores agree.
+
+        The model is checked once, on drawn texts, of which as many as may share a row fill it.
+        """
+        if self._mingles is None:
+            texts = min(self.reading.batch_texts, max(self._row_tokens // SMALLEST_CHECK, 2))
+            length = min(self._row_tokens // texts, self.reading.window)
+            company = [self._drawn(length, 4, seed) for seed in range(texts)]
+            with _disable_current_modes():
+                self._mingles = min(texts, length) > 1 and self.shares_prefix(length) and self._agree(company)
+        return self._mingles
 
     def path(self) -> str:
         """Give how texts were scored so far that fit into a window, in words."""
@@ -174,26 +195,26 @@ class Causal:
         longest = max(size for size, agrees in self.agrees.items() if agrees)
         return "shared prefix" if all(self.agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
 
-    def _agree(self, size: int) -> bool:
-        """Compare both ways to score on a text of `size` drawn tokens and variants whose rests fill a row."""
+    def _drawn(self, size: int, variants: int, seed: int = 0) -> list[list[int]]:
+        """Give a text of `size` drawn tokens, so many variants of it whose rests are long, and one whose rest is empty."""
+        known = min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings)
+        text = np.random.default_rng(seed).integers(known, size=size).tolist()
+        early = np.linspace(0, size // 2, variants, dtype=int)  # a rest is long where little is kept
+        return [text, *([*text[:place], *text[place + 1 :]] for place in sorted({*early.tolist(), size - 1}))]
+
+    def _agree(self, texts: Sequence[Sequence[Sequence[int]]]) -> bool:
+        """Compare both ways to score on texts that are read together, and their variants."""
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return False
-        text = (
-            np.random.default_rng(0)
-            .integers(min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings), size=size)
-            .tolist()
-        )
-        early = np.linspace(0, size // 2, 2 + 2 * self._row_tokens // size, dtype=int)  # a rest is long where little is kept
-        rows = [text, *([*text[:place], *text[place + 1 :]] for place in sorted({*early.tolist(), size - 1}))]
-        company = [rows] * min(self.reading.batch_texts, 2)
         try:
-            shared = self._leave_one_out(company, reach=0)
+            shared = self._leave_one_out(texts, reach=0)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             return False  # a model that cannot take such a mask, such positions or such a cache says so in its own way
-        whole = self.surprise(rows)
-        return all(np.allclose(own, whole, rtol=AGREEMENT, atol=0.0, equal_nan=True) for own in shared)
+        return all(
+            np.allclose(own, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True) for own, rows in zip(shared, texts, strict=True)
+        )
 
     @property
     def _row_tokens(self) -> int:
@@ -227,7 +248,7 @@ class Causal:
             nothing = [0] * len(texts)
             read = self.model(
                 input_ids=ids,
-                attention_mask=_visible(sizes, nothing, nothing, 0, self.model.dtype).to(ids.device),
+                attention_mask=_visible(sizes, nothing, nothing, 0, self.model),
                 position_ids=torch.tensor([[place for size in sizes for place in range(size)]], device=ids.device),
                 use_cache=True,
             )
@@ -250,10 +271,10 @@ class Causal:
             return np.zeros(len(rests))
         device = self.model.device
         owner = np.repeat(np.arange(len(rests)), sizes)
-        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], length, self.model.dtype)
+        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], length, self.model)
         logits = self.model(
             input_ids=torch.tensor([[token for rest in rests for token in rest.read]], device=device),
-            attention_mask=mask.to(device),
+            attention_mask=mask,
             position_ids=torch.tensor([[rest.kept + step for rest in rests for step in range(len(rest.read))]], device=device),
             past_key_values=cache,
             use_cache=True,
@@ -364,18 +385,19 @@ def _packs(rests: Sequence[Rest], tokens: int) -> Iterator[list[Rest]]:
         yield row
 
 
-def _visible(sizes: Sequence[int], starts: Sequence[int], kept: Sequence[int], length: int, dtype: torch.dtype) -> torch.Tensor:
+def _visible(sizes: Sequence[int], starts: Sequence[int], kept: Sequence[int], length: int, model: PreTrainedModel) -> torch.Tensor:
     """Give the mask to be added, shape (1, 1, m, length + m), of parts of `sizes` tokens, m in all, behind `length` tokens read before.
 
     A token sees the `kept` tokens from `starts` on that its part stands behind, and its own part up to itself.
     """
+    device = model.device
     owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (m,)
-    begin, count = torch.tensor(starts)[owner, None], torch.tensor(kept)[owner, None]
-    place = torch.arange(length)
+    begin, count = (torch.tensor(values)[owner, None].to(device) for values in (starts, kept))
+    owner, place = owner.to(device), torch.arange(length, device=device)
     before = (place >= begin) & (place < begin + count)  # (m, length)
     own = (owner[:, None] == owner).tril()  # (m, m)
     hidden = ~torch.cat([before, own], dim=1)
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
+    return torch.zeros(hidden.shape, dtype=model.dtype, device=device).masked_fill_(hidden, torch.finfo(model.dtype).min)[None, None]
 
 
 def _surprise(

@@ -58,16 +58,17 @@ class Effort:
         counts = tuple(n for who in MODELS for n in (phase.by[who].rows, phase.by[who].tokens))
         return judged, cls(counts, phase.seconds - (meter.phases[CHECK].seconds - check_s))
 
-    def divided(self, whole: Sequence[tuple[int, int]]) -> list[Self]:
-        """Give each text's part of what several took together. `whole`: rows and tokens of reading each text's variants whole.
+    def divided(self, own: Sequence[tuple[int, int, int]]) -> list[Self]:
+        """Give each text's part of what several took together.
 
-        These are its own; of what was computed, and of the seconds, each text has the share of its tokens. Nothing is lost by rounding.
+        `own`: the rows and tokens of reading each text's variants whole, and the tokens that were computed of it. The rows that were
+        computed, and the seconds, go by the last; nothing is lost by rounding.
         """
-        tokens = np.cumsum([0, *(tokens for _, tokens in whole)])
-        until = tokens / tokens[-1] if tokens[-1] else np.linspace(0, 1, len(tokens))
-        computed = [np.diff(np.rint(until * count).astype(int)).tolist() for count in self.counts[2:]]
-        parts = zip(whole, zip(*computed, strict=True), (np.diff(until) * self.seconds).tolist(), strict=True)
-        return [type(self)((*own, *rest), seconds) for own, rest, seconds in parts]
+        computed = np.cumsum([0, *(tokens for *_, tokens in own)])
+        until = computed / computed[-1] if computed[-1] else np.linspace(0, 1, len(computed))
+        shares = zip(np.diff(np.rint(until * self.counts[2]).astype(int)).tolist(), (np.diff(until) * self.seconds).tolist(), strict=True)
+        parts = zip(own, shares, strict=True)
+        return [type(self)((rows, tokens, shared, computed), seconds) for (rows, tokens, computed), (shared, seconds) in parts]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Onion(Defense):
         for start in range(0, len(texts), self.batch_texts):
             company = texts[start : start + self.batch_texts]
             judged, effort = Effort.measured(partial(purifier.judged, company), lab.meter)
-            efforts = effort.divided([scorer.whole(text, self.max_words) for text in company]) if len(company) > 1 else [effort]
+            efforts = effort.divided([scorer.work(text, self.max_words) for text in company]) if len(company) > 1 else [effort]
             found.update(zip(company, zip(judged, efforts, strict=True), strict=True))
         save(folder, found, scorer.model.agrees)
 
@@ -196,19 +196,23 @@ class _CausalScorer:
         found = (self._leave_one_out(texts[start : start + at_once]) for start in range(0, len(texts), at_once))
         return [own for company in found for own in company]
 
-    def whole(self, text: str, max_words: int) -> tuple[int, int]:
-        """Give the rows and tokens of reading each variant of a text whole; none of a text that has nothing to be compared."""
+    def work(self, text: str, max_words: int) -> tuple[int, int, int]:
+        """Give the rows and tokens of reading each variant of a text whole, and the tokens that ours reads."""
         split = Split.of(text, max_words)
-        rows = self.model.tokens(split.variants()) if len(split.places) > 1 else []
-        return len(rows), sum(map(len, rows))
+        if len(split.places) < 2:
+            return 0, 0, 0  # nothing to compare with
+        rows = self.model.tokens(split.variants())
+        return len(rows), sum(map(len, rows)), self.model.computed(rows)
 
     def _leave_one_out(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
         """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
         company = [self.model.tokens(text.variants()) for text in texts]
         for rows in company:
             self.meter.add("lm", rows=len(rows), tokens=sum(map(len, rows)))
-            with self.meter.phase(CHECK):  # done once per model: no text's cost
+        with self.meter.phase(CHECK):  # done once per model: no text's cost
+            for rows in company:
                 self.model.shares_prefix(max(map(len, rows)))
+            self.model.mingles()
         return self.model.leave_one_out_of_each(company)
 
     def path(self) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
     python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--together 8] [--texts 20] [--rounds 5]
 
 Without --lm a small GPT-2 is trained on `prose` first (--train-seconds) and kept (--cache): on a model that has learnt nothing,
-agreement of decisions says nothing. Seconds are of one text, one thread, the sides taking turns. Thresholds are percentiles
-of the published scores of all texts of a length. `cf` stands in every text.
+agreement of decisions says nothing. Seconds are of one text, one thread, the sides taking turns; of all texts of a length where it
+says so. Thresholds are percentiles of the published scores of all texts of a length. `cf` stands in every text.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -
         name: functools.partial(lm.leave_one_out_of_each, rows) for name, lm in (("alone", alone), (f"{together} together", company))
     }
     print(line(f"  {len(texts)} texts", medians(sides, rounds=rounds), "alone"))
-    print(f"  relative difference of log perplexities {np.nanmax(np.abs(own - its) / np.abs(its)):.2g} at most", flush=True)
+    at_once = len(rows) / len(list(company._companies(rows)))
+    apart = np.nanmax(np.abs(own - its) / np.abs(its))
+    print(f"  {at_once:.1f} texts in a row ({company.path()}); relative difference of log perplexities {apart:.2g} at most", flush=True)
 
 
 def _watched(folder: str, reach: int) -> Causal:
