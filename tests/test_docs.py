@@ -244,6 +244,15 @@ def test_every_module_that_somebody_is_told_to_import_is_in_the_reference():
     assert sorted(told - generate.MODULES.keys()) == []
 
 
+def test_our_own_plugins_import_what_a_strangers_may_and_nothing_else_of_the_core():
+    import rapbench_plugins
+
+    sources = {path: path.read_text() for path in Path(rapbench_plugins.__file__).parent.rglob("*.py")}
+    assert len(sources) > 30
+    imported = {found[1] for text in sources.values() for found in re.finditer(r"^\s*(?:from|import) (rapbench(?:\.\w+)*)", text, re.MULTILINE)}
+    assert sorted(imported - generate.MODULES.keys()) == []
+
+
 def test_every_hook_is_in_the_documents():
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)

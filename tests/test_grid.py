@@ -47,6 +47,16 @@ def test_every_shipped_grid_is_a_grid_of_its_command():
         assert expand(read_blocks(name, block), REGISTRY)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_grids() if name not in ("probe", "theorem")])
+def test_each_shipped_grid_has_the_floors_and_the_ceiling(name: str) -> None:
+    marked = {own for own in REGISTRY.names("defense") if REGISTRY.get("defense", own).reference}
+    assert marked == {"random", "max-softmax", "length", "oracle"}
+    cells = cells_of(read_blocks(name), REGISTRY)
+    met = {(cell.names["dataset"], cell.names["attack"]) for cell in cells}
+    for defense in marked:
+        assert {(cell.names["dataset"], cell.names["attack"]) for cell in cells if cell.names["defense"].split(":")[0] == defense} == met
+
+
 def test_the_fine_tuned_grid_is_tables_4_8_and_12():
     cells = cells_of(read_blocks("paper-finetuned"), REGISTRY)
     assert {cell.names["setting"] for cell in cells} == {"fine-tuned"}
