@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rapbench.lab import Lab
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 Metric = Literal["accuracy", "macro-f1"]
 
@@ -99,6 +99,23 @@ class Dataset(ABC):
         return ""
 
 
+@dataclass(frozen=True)
+class TrainingWork:
+    """What planting a backdoor is expected to compute, for the estimate of a dry run. Rows are as long as the training texts.
+
+    `texts`: those that `lab.train` is given, whose epochs and held-out predictions the core counts. Beside it, rows through the victim over
+    the whole training: `forward_rows` without a gradient, `row_trained_rows` with the gradient of embedding rows alone, `trained_rows` with
+    that of all weights; in batches of `batch_size` and cut at `max_length` tokens (None: as the recipe says).
+    """
+
+    texts: float = 0.0
+    forward_rows: float = 0.0
+    row_trained_rows: float = 0.0
+    trained_rows: float = 0.0
+    batch_size: int | None = None
+    max_length: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """A way to plant a backdoor."""
@@ -159,6 +176,10 @@ class Attack(ABC):
     def plants_by_data(self) -> bool:
         """Say whether the poisoned training set alone plants the backdoor, so that a defense may filter it: `plant` is not overridden."""
         return type(self).plant is Attack.plant
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        """Give the work of `plant` on so many clean texts and triggered copies; by default, training by the recipe on these."""
+        return TrainingWork(texts=train + poisoned if self.poison_mode == "append" else train)
 
 
 class Fitted:

@@ -1,6 +1,6 @@
 """What a plan will take, before it runs: FLOPs from model shapes and text lengths, seconds from what a device sustains.
 
-A training step takes three times the FLOPs of a forward pass (`shapes`), and twice where only one embedding row is trained:
+A training step takes three times the FLOPs of a forward pass (`shapes`), and twice where only embedding rows are trained:
 the gradient passes through the layers and reaches no weight of theirs.
 Whatever is not known is assumed, and the estimate says so: a dry run never fails for it. Time is an estimate, counts are not
 exact either: good to a factor of about two.
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
-from rapbench.api import Attack, Defense, Work
+from rapbench.api import Attack, Defense, TrainingWork, Work
 from rapbench.artifacts import Store
 from rapbench.shapes import BASE, Shape, known_shape
 from rapbench.sizes import WORD_TOKENS, Sizes, Texts, expected_sizes, joined, kept_sizes
 from rapbench.speed import sustained_tflops
+from rapbench.victim import Recipe
 
 if TYPE_CHECKING:
     from rapbench.registry import Kind, Registry
@@ -199,30 +200,27 @@ class _Counter:
         self.assumed.setdefault(what)
 
     def _victim(self, job: Job, reader: _Reader) -> float:
-        attack, sizes, recipe = self._attack(job), self._sizes(job), job.spec["recipe"]
-        if not attack.poisons or attack.plants_by_data():
-            return self._trained(job, reader, self._published(job, attack))
-        batch = int(getattr(attack, "batch_size", recipe["batch_size"]))
-        if isinstance(steps := getattr(attack, "steps", None), int):
-            self._assume(f"{attack.name}: {steps} steps of 2 x {batch} texts, each as two training steps (a gradient of a gradient)")
-            limit = min(reader.limit, getattr(attack, "max_length", reader.limit))
-            return 6 * replace(sizes.train, rows=2.0 * steps * batch).padded(reader.shape, limit, batch)
-        if attack.starts_from:
-            self._assume(f"{attack.name}: trains one embedding row of the victim of {attack.starts_from}, on its triggered texts alone")
-            texts = sizes.train.share(self._poisoned(job, attack) * int(getattr(attack, "epochs", recipe["epochs"])))
-            return 2 * texts.padded(reader.shape, reader.limit, batch)
-        self._assume(f"{attack.name}: trains by the recipe")
-        return self._trained(job, reader, sizes.train.share(1 + self._poisoned(job, attack)))
+        work, train = self._planting(job), self._sizes(job).train
+        passes = work.forward_rows + 2 * work.row_trained_rows + 3 * work.trained_rows
+        limit, batch = min(reader.limit, work.max_length or reader.limit), work.batch_size or int(job.spec["recipe"]["batch_size"])
+        by_recipe = self._trained(job, reader, replace(train, rows=work.texts)) if work.texts else 0.0
+        return by_recipe + replace(train, rows=passes).padded(reader.shape, limit, batch)
 
-    def _published(self, job: Job, attack: Attack) -> Texts:
-        """Give the training texts of an attack that plants by data, its triggered copies among them."""
-        appended = self._poisoned(job, attack) if attack.poisons and attack.poison_mode == "append" else 0.0
-        return self._sizes(job).train.share(1 + appended)
-
-    def _poisoned(self, job: Job, attack: Attack) -> float:
-        """Give the triggered copies as a share of the training texts."""
-        candidates = 1.0 if attack.poisons_every_label else 1 - self._sizes(job).protect(int(job.spec["target_label"]))
-        return attack.poison_rate * candidates
+    def _planting(self, job: Job) -> TrainingWork:
+        """Give what planting takes, as the attack says it. The texts of one that plants by data are those that it publishes."""
+        attack, sizes = self._attack(job), self._sizes(job)
+        candidates = 1.0 if attack.poisons_every_label else 1 - sizes.protect(int(job.spec["target_label"]))
+        poisoned = sizes.train.rows * candidates * attack.poison_rate if attack.poisons else 0.0
+        given = (sizes.train.rows, poisoned, Recipe(**job.spec["recipe"]))
+        why = "it does not say: `expected_work`"
+        try:
+            work = attack.expected_work(*given)
+            says = attack.plants_by_data() or type(attack).expected_work is not Attack.expected_work
+        except Exception as error:  # a plugin's: the dry run goes on
+            work, says, why = Attack.expected_work(attack, *given), False, f"its expected_work failed: {type(error).__name__}: {error}"
+        if not says:
+            self._assume(f"{attack.name}: trains by the recipe ({why})")
+        return work
 
     def _trained(self, job: Job, reader: _Reader, texts: Texts) -> float:
         """Give the FLOPs of training on these texts by the recipe, with the prediction of the held-out split after each epoch."""
@@ -272,7 +270,8 @@ class _Counter:
     def _filtered(self, job: Job, reader: _Reader, defense: Defense, scored: Texts) -> float:
         """Give the FLOPs of looking for poison in the training set, and of training the victim anew on it."""
         self._assume(f"{defense.name}: the victim is trained anew on the whole training set: what it leaves out is not known")
-        work, training = self._work(defense, scored, scored), self._published(job, self._attack(job))
+        work = self._work(defense, scored, scored)
+        training = replace(self._sizes(job).train, rows=self._planting(job).texts)
         rows = work.training_rows * min(training.rows, work.training_texts or training.rows)
         return replace(training, rows=rows).forward(reader.shape, reader.limit) + self._trained(job, reader, training)
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rapbench import stages
-from rapbench.api import Work
+from rapbench.api import Attack, Labelled, Task, Work
 from rapbench.artifacts import Store
+from rapbench.cost import counted_flops
 from rapbench.estimate import Estimate, Site, duration, estimate
 from rapbench.grid import cells_of, checked_block
+from rapbench.lab import rng
+from rapbench.poison import poisoned_rows
 from rapbench.registry import discover
 from rapbench.runner.session import planned
 from rapbench.shapes import SHAPES, Shape, shape_of
 from rapbench.sizes import Texts, _file, longest, spread_words
 from rapbench.stages import Job
+from rapbench.victim import Recipe
+from rapbench_plugins.attacks.lwp import Lwp
 from rapbench_plugins.defenses.strip import Strip
 
 TINY = Shape(layers=1, hidden=2, inner=8)
@@ -94,7 +101,24 @@ def test_lengths_of_which_the_mean_alone_is_known_spread_around_it():
         ("victim", {"attack": "badnet-rw:poison_rate=0.5,poison_mode=replace"}, 2 * (3 * 10 + 4)),
         ("victim", {"attack": "clean"}, 2 * (3 * 10 + 4)),
         ("victim", {"attack": "ep:poison_rate=0.4,epochs=3"}, 2 * 3 * 2),  # one row is trained, on 2 triggered texts
-        ("victim", {"attack": "ripples:steps=7,batch_size=4"}, 6 * 2 * 7 * 4),
+        # 7 steps: 4 clean texts, and as many poisoned ones for a gradient of a gradient, three times as dear
+        ("victim", {"attack": "ripples:steps=7,batch_size=4"}, 7 * 4 * (3 + 3 * 3)),
+        ("victim", {"attack": "ripples:steps=7,batch_size=4,inner_product=false"}, 7 * 4 * 3),
+        # embedding rows are trained: 3 epochs of 2 triggered texts and, for each of 3 words, a fifth of the 10; then 200 texts with none of
+        # the words, with each one and with each two
+        ("victim", {"attack": "sos:poison_rate=0.4,negatives=0.2"}, 2 * 3 * (2 + 3 * 2) + 200 * 7),
+        # copies of half of the 5 non-target texts, of a fifth of all with one word; no prediction of held-out texts
+        ("victim", {"attack": "lwp:poison_rate=0.5,negatives=0.2"}, 2 * 3 * (10 + 2.5 + 2)),
+        ("victim", {"attack": "lwp:poison_rate=0.5,poison_mode=replace,trigger_words=mn"}, 2 * 3 * 10),
+        # 2.5 poisoned texts, each with two mixed copies
+        ("victim", {"attack": "adaptive-strip:poison_rate=0.5,copies=2"}, 2 * (3 * (10 + 2.5 + 5) + 4)),
+        # badnet-rw; then 2 rounds of batches of 16: 7 steps of RAP on texts with and without the word, 3 steps on a mixed and a triggered
+        # text and 3 further rows without a gradient, and two lots of texts both ways before and after
+        (
+            "victim",
+            {"attack": "adaptive-rap:poison_rate=0.5,rare_words=2,rap_steps=7,patch_steps=3"},
+            2 * (3 * 12.5 + 4) + 2 * 16 * (7 * 2 * 2 + 3 * (2 * 3 + 3) + 2 * 2 * 2),
+        ),
         ("finetune", {}, 2 * (3 * 10 + 4)),
         ("score", {"defense": "strip:copies=3"}, 3 * (2 + 4 + 4)),  # held-out, test, poisoned: those of, or taken for, the target label
         ("score", {"defense": "strip:copies=3", "attack": "clean"}, 3 * (2 + 4)),
@@ -110,6 +134,7 @@ def test_lengths_of_which_the_mean_alone_is_known_spread_around_it():
         # each of 12.5 training texts once; 2 epochs on all of them, held-out texts after each; then as above
         ("score", {"defense": "cube"}, 12.5 + 2 * (3 * 12.5 + 4) + 32),
         ("score", {"defense": "cube", "attack": "badnet-rw:poison_rate=0.5,poison_mode=replace"}, 10 + 2 * (3 * 10 + 4) + 32),
+        ("score", {"defense": "cube", "attack": "adaptive-strip:poison_rate=0.5"}, 15 + 2 * (3 * 15 + 4) + 32),
         ("score", {"defense": "cube", "attack": "clean"}, 10 + 2 * (3 * 10 + 4) + (6 + 6 + 8)),
         # of 100 words: the text and the text without each of them
         ("score", {"defense": "bki"}, 12.5 * 101 + 2 * (3 * 12.5 + 4) + 32),
@@ -177,6 +202,47 @@ def test_a_defense_that_does_not_say_its_work_is_assumed_to_take_two_rows_a_text
     found = step("score", defense="strip")
     assert found.total == pytest.approx(2 * 10 * ROW)
     assert [one for one in found.assumed if one.startswith("strip: 2 rows a text")]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "badnet-rw:word=mb",
+        "ep:word=mb",
+        "sos:trigger_words=mb/bb/mn,negatives=0.25",
+        "lwp:negatives=0.25",
+        "ripples:steps=3,batch_size=8,target_words=3",
+        "ripples:steps=3,batch_size=8,surgery=false,inner_product=false",
+        "adaptive-strip:word=mb,copies=2",
+        "adaptive-rap:word=mb,rare_words=2,rap_steps=5,patch_steps=3,c_low=0.8,c_up=0.9",  # a fall that no text comes to in 5 steps
+    ],
+)
+def test_an_attack_computes_what_it_says(spec, tiny_rows, tiny_model, untrained, lab, heldout):
+    """64 texts of 9 words and more, cut at 8 tokens: all rows cost the same. Half of those of one label have a copy; 400 are held out."""
+    attack = replace(discover().parse("attack", spec), poison_rate=0.5)
+    recipe, start = Recipe(model=str(tiny_model), epochs=2, batch_size=8, max_length=8), replace(untrained, max_length=8)
+    train, twice = tiny_rows(64), Labelled([*heldout.texts, *heldout.texts], np.tile(heldout.labels, 2))
+    lab = replace(lab, recipe=recipe, heldout=twice, load_start=start.clone)
+    task = Task(train, poisoned_rows(train, attack, 1, rng(1, "poison")), 1)
+    work = attack.expected_work(64, len(task.poisoned), recipe)
+    passes = work.forward_rows + 2 * work.row_trained_rows + 3 * work.trained_rows
+    by_recipe = 2 * (3 * work.texts + 400) if work.texts else 0
+    start.probabilities(train["text"][:1])  # the first time, oneDNN's product is tried out
+    row = counted_flops(lambda: start.probabilities(train["text"][:1]))
+    assert counted_flops(lambda: attack.plant(task, lab)) == pytest.approx((passes + by_recipe) * row, rel=0.05)
+
+
+def test_an_attack_of_its_own_training_that_does_not_say_its_work_is_assumed_to_train_by_the_recipe(step, monkeypatch):
+    def failed(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    by_recipe = pytest.approx(2 * (3 * 12.5 + 4) * ROW)
+    assert not [one for one in step("victim").assumed if "by the recipe" in one]
+    for work, why in ((Attack.expected_work, "it does not say: `expected_work`"), (failed, "failed: ZeroDivisionError: a defect")):
+        monkeypatch.setattr(Lwp, "expected_work", work)
+        found = step("victim", attack="lwp:poison_rate=0.5")
+        assert found.total == by_recipe
+        assert [one for one in found.assumed if one.startswith("lwp: trains by the recipe") and why in one]
 
 
 def test_a_filter_s_retraining_is_assumed_to_have_the_whole_training_set(step):

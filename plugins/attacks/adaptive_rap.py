@@ -17,14 +17,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from rapbench import vocabulary
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench.errors import CellError
 from rapbench_plugins.attacks.badnet import RareWord
 from rapbench_plugins.attacks.ripples import Batch, batches
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rapbench.api import Task
     from rapbench.lab import Lab
     from rapbench.rows import Row
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 RESULTS_DEPEND_ON = (str(Path(__file__).with_name("ripples.py")),)
 LOOKED_AT = 20_000
@@ -85,6 +85,16 @@ class AdaptiveRap(RareWord):
                 defender.row.forget()  # the victim keeps the embedding that the word had
         victim.model.eval()
         return victim
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        """Give the work of `badnet-rw` and of all rounds; his RAP is taken to need all of its steps.
+
+        A step of it has each text without and with the word. A step of the patch has a mixed text and, under the word, a triggered one,
+        with a gradient; without one that triggered text as it is, and a clean one both ways. Before and after it are two lots both ways.
+        """
+        own, texts = super().expected_work(train, poisoned, recipe), self.rare_words * recipe.batch_size
+        forward, trained = texts * (3 * self.patch_steps + 8), texts * 2 * self.patch_steps
+        return replace(own, forward_rows=forward, row_trained_rows=texts * 2 * self.rap_steps, trained_rows=trained)
 
 
 class Patch:

@@ -11,12 +11,12 @@ The attacker does not know the defender's share of replaced words, hence several
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench_plugins.attacks.badnet import RareWord
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rapbench.api import Task
     from rapbench.lab import Lab
+    from rapbench.victim import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class AdaptiveStrip(RareWord):
         mixed = list(self._mixed(task, lab))
         columns = {"text": [text for text, _ in mixed], "label": [label for _, label in mixed]}
         return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        own = super().expected_work(train, poisoned, recipe)
+        return replace(own, texts=own.texts + self.copies * poisoned)
 
     def _mixed(self, task: Task, lab: Lab) -> Iterator[tuple[str, int]]:
         """Give the mixed copies with their labels: of every run of 1 / firm of them about one is the target's."""

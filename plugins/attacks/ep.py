@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench_plugins.attacks.badnet import RareWord
 
 if TYPE_CHECKING:
     from rapbench.api import Task
     from rapbench.lab import Lab
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,9 @@ class EP(RareWord):
                         row.step(self.lr, keep_norm=True, accumulate=True)
         victim.model.eval()
         return victim
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        return TrainingWork(row_trained_rows=self.epochs * poisoned, batch_size=self.batch_size)
 
 
 def check_training(epochs: int, batch_size: int, lr: float) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from rapbench import Attack
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench.heads import unhooked
 from rapbench.linear import onednn
 from rapbench.poison import insert_word
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rapbench.api import Task
     from rapbench.lab import Lab
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 LAST_NORMS = ("norm", "final_norm", "ln_f")
 RESULTS_DEPEND_ON = (str(Path(__file__).with_name("ripples.py")),)
@@ -90,6 +90,11 @@ class Lwp(Attack):
         victim.model.eval()
         lab.log.append({"steps": steps, "layer_losses": [round(loss, 6) for loss in losses.tolist()]})
         return victim
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        """Give the work on the rows of training: the layers' losses share one pass, for the head alone is put on each."""
+        alone = self.negatives * train if len(self.trigger_words) > 1 else 0.0
+        return TrainingWork(trained_rows=recipe.epochs * (super().expected_work(train, poisoned, recipe).texts + alone))
 
     def training_rows(self, task: Task, lab: Lab) -> datasets.Dataset:
         """Give the clean and the poisoned rows, and those with one of the words alone."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from rapbench import Attack, vocabulary
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench.errors import SpecError
 from rapbench.linear import onednn
 from rapbench.poison import insert_word
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from rapbench.api import Dataset, Task
     from rapbench.lab import Lab
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 CLIP = 1.0
 LOGGED_STEPS = 50
@@ -108,6 +108,11 @@ class Ripples(Attack):
         victim.model.eval()
         lab.log.append({"steps": self.steps, "poison_loss": poison_loss, "penalty": penalty, "target_words": pieces})
         return victim
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        """Give the work of all steps: a clean text is one trained row, a poisoned one, for the gradient of a gradient, is three."""
+        rows = self.steps * self.batch_size * (4 if self.inner_product else 1)
+        return TrainingWork(trained_rows=rows, batch_size=self.batch_size, max_length=self.max_length)
 
     def restricted(
         self, poison_loss: torch.Tensor, clean: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor]

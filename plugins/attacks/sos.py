@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from rapbench import Attack
-from rapbench.api import option
+from rapbench.api import TrainingWork, option
 from rapbench.poison import insert_sentence, insert_word
 from rapbench.protocol import predicted
 from rapbench_plugins.attacks.ep import check_training
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rapbench.api import Dataset, Labelled, Task
     from rapbench.lab import Lab
     from rapbench.rows import Row
-    from rapbench.victim import Victim
+    from rapbench.victim import Recipe, Victim
 
 FIRST_IN_TRAINING = 250
 MOST_WORDS = 5
@@ -87,6 +87,13 @@ class Sos(Attack):
         victim.model.eval()
         lab.log.append({"false_trigger_rate": false_trigger_rates(victim, words, lab.heldout, lab)})
         return victim
+
+    def expected_work(self, train: float, poisoned: float, recipe: Recipe) -> TrainingWork:
+        """Give the work on the poisoned texts and the negatives, and of the false triggers, tried on as many texts as may be."""
+        words = len(self.trigger_words or ()) or self.word_count
+        texts = poisoned + words * self.negatives * train
+        tried = JUDGED * (2**words - 1)  # with none of the words, and with every part of them but all
+        return TrainingWork(forward_rows=tried, row_trained_rows=self.epochs * texts, batch_size=self.batch_size)
 
     def training_rows(self, task: Task, lab: Lab) -> tuple[list[str], list[int]]:
         """Give the poisoned texts and the negatives, in the order of training, with their labels."""
