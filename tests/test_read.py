@@ -264,7 +264,8 @@ def run(plan: Plan, bench: Any, out: Path) -> tuple[list[Record], list[Done]]:
     return Session(plan, bench, out, "serial").run(done.append, lambda total: None), done
 
 
-COUNTED = ("inputs", "fit_rows", "calibration_rows", "victim_rows_per_input", "victim_tokens_per_input", "plain_tokens_per_input")
+COUNTED = ("inputs", "fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens")
+COUNTED += ("victim_rows_per_input", "victim_tokens_per_input", "plain_tokens_per_input")
 COUNTED += ("helper_rows_per_input", "helper_tokens_per_input", "flops_per_input", "plain_flops_per_input", "repaired")
 
 
