@@ -153,8 +153,14 @@ class Cost:
     """Seconds of the fit."""
     fit_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows through each model while fitting."""
+    fit_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens through each model while fitting."""
+    calibration_s: float | None = None
+    """Seconds for the held-out texts that set the threshold, a purifier's repairs of them at every level included."""
     calibration_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows through each model for the held-out texts."""
+    calibration_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens through each model for the held-out texts."""
     victim_rows_per_input: float
     """Rows through the victim."""
     victim_tokens_per_input: float
@@ -298,7 +304,7 @@ class Gauge:
     def cost(self, dtype: str = "float32") -> Cost:
         """Give what was measured so far."""
         names = ("fit", "calibration", "repair, calibration", "inference", "repair")
-        fit, held, _, run, repair = phases = [self.meter.phases[name] for name in names]
+        fit, held, repair_held, run, repair = phases = [self.meter.phases[name] for name in names]
         per, level = 1 / self.inputs if self.inputs else 0.0, self._per_level()
         helpers = sorted({who for phase in (held, run, repair) for who in phase.by} - {"victim"})
         rows = {who: run.by[who].rows * per + repair.by[who].rows * level for who in ("victim", *helpers)}
@@ -307,7 +313,10 @@ class Gauge:
             inputs=self.inputs,
             fit_s=round(fit.seconds, 4),
             fit_rows={who: count.rows for who, count in sorted(fit.by.items())},
+            fit_tokens={who: count.tokens for who, count in sorted(fit.by.items())},
+            calibration_s=round(held.seconds + repair_held.seconds, 4),
             calibration_rows={who: count.rows for who, count in sorted(held.by.items())},
+            calibration_tokens={who: count.tokens for who, count in sorted(held.by.items())},
             victim_rows_per_input=rows["victim"] + self._gate,
             victim_tokens_per_input=self.plain_tokens * per * self._gate + tokens["victim"],
             plain_tokens_per_input=self.plain_tokens * per,

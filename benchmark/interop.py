@@ -133,7 +133,7 @@ COLUMNS: Mapping[str, Column] = {
     "ms_per_input_q1": _column("figure", _spread("ms_per_input", "low")),
     "ms_per_input_q3": _column("figure", _spread("ms_per_input", "high")),
     "plain_ms_per_input": _column("figure", _spread("plain_ms_per_input", "median")),
-    **_columns("figure", _cost, "fit_s", "start_mib", "fit_peak_mib", "peak_mib"),
+    **_columns("figure", _cost, "fit_s", "calibration_s", "start_mib", "fit_peak_mib", "peak_mib"),
     "device_name": _column("name", _cost("device_name")),
     **_columns("name", _made_by, "device"),
     **_columns("count", _cost, "threads"),

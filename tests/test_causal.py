@@ -153,7 +153,18 @@ def test_a_text_that_does_not_fit_into_a_window_is_read_whole(tokenizer: Any) ->
     assert lm.leave_one_out(rows).tolist() == lm.surprise(rows).tolist()
     fits = without_each(range(5, 13))
     assert lm.shares_prefix(8)
+    assert lm.beyond(fits) == 0
     assert lm.leave_one_out(fits) == pytest.approx([alone(lm, ids) for ids in fits], rel=1e-5)
+
+
+def test_the_longest_text_beyond_the_window_is_in_the_words_about_the_path(tokenizer: Any) -> None:
+    lm = made(gpt2, tokenizer, window=8, stride=4)
+    assert lm.beyond(without_each(range(5, 13))) == 0
+    assert lm.beyond(without_each(range(5, 14))) == 9
+    assert lm.beyond([[5] * 8, [5] * 10, [5] * 9]) == 10  # a variant of a text that fits, retokenised at the seam
+    assert (lm.path(), lm.path(10)) == ("shared prefix", "shared prefix; those beyond the window of 8 tokens by strides, the longest of 10")
+    assert made(of_few_places, tokenizer).path(301) == "shared prefix; those beyond the window of 300 tokens by strides, the longest of 301"
+    assert made(both_ways, tokenizer).path(257) == "whole texts; those beyond the window of 256 tokens by strides, the longest of 257"
 
 
 @pytest.mark.parametrize("build", [bloom, falcon, both_ways, sliding])

@@ -146,10 +146,23 @@ def test_scores_come_back_in_the_order_of_the_texts_and_are_counted_per_phase(un
     assert own.scored("calibration", texts, lengths).tolist() == [15, 5, 2] * 20
     assert own.scored("inference", texts[:3], lengths).tolist() == [15, 5, 2]
     cost = own.cost()
-    assert (cost.calibration_rows, cost.inputs) == ({"victim": 60}, 3)
-    # the gate's own row and one of the defense; tokens with [CLS] and [SEP]: (6 + 4 + 3) / 3, twice
+    # with [CLS] and [SEP] the three texts have 6, 4 and 3 tokens
+    assert (cost.calibration_rows, cost.calibration_tokens, cost.inputs) == ({"victim": 60}, {"victim": 20 * 13}, 3)
+    # the gate's own row and one of the defense: 13 / 3 tokens, twice
     assert (cost.victim_rows_per_input, cost.victim_tokens_per_input) == (2.0, pytest.approx(26 / 3))
-    assert (cost.device, cost.threads, cost.fit_rows) == ("cpu", 1, {})
+    assert (cost.device, cost.threads, cost.fit_rows, cost.fit_tokens) == ("cpu", 1, {}, {})
+
+
+def test_rows_and_tokens_of_the_fit_are_told_by_model(untrained: Victim) -> None:
+    own = gauge(untrained)
+    with own.fitting():
+        untrained.probabilities(TEXTS)
+        own.meter.add("lm", rows=2, tokens=7)
+        untrained.probabilities(TEXTS[:1])
+    untrained.probabilities(TEXTS)  # after the fit
+    cost = own.cost()
+    assert (cost.fit_rows, cost.fit_tokens) == ({"lm": 2, "victim": 4}, {"lm": 7, "victim": 12 + 4})
+    assert (cost.calibration_rows, cost.calibration_tokens, cost.calibration_s) == ({}, {}, 0.0)
 
 
 def test_the_ratio_is_that_of_the_same_batch(monkeypatch: pytest.MonkeyPatch, untrained: Victim) -> None:
@@ -172,6 +185,31 @@ def test_the_ratio_is_that_of_the_same_batch(monkeypatch: pytest.MonkeyPatch, un
     assert cost.samples_ms == (8.0, 8.0)
     assert cost.by_length == (Timed(3.0, 64, 0.006, 0.002),)  # FLOPs were counted on six
     assert cost.seconds == pytest.approx(64 * 0.006)
+
+
+def test_the_seconds_of_calibration_are_those_of_scoring_the_held_out_texts_and_of_repairing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("rapbench.cost.time.perf_counter", lambda: clock[0])
+
+    def score(some: Sequence[str]) -> np.ndarray:
+        clock[0] += 0.5 * len(some)
+        return np.zeros(len(some))
+
+    def purify(some: Sequence[str], level: float) -> list[str]:
+        clock[0] += level * len(some)
+        return list(some)
+
+    own = Gauge(Meter(), "cpu", lambda some: None, ones)
+    with own.fitting():
+        clock[0] += 100.0
+    own.scored("calibration", ["a"] * 40, score)
+    own.purified("calibration", ["a"] * 40, [0.25, 0.125], purify)
+    own.scored("inference", ["a"] * 8, score)
+    own.purified("inference", ["a"] * 8, [0.25, 0.125], purify)
+    cost = own.cost()
+    assert (cost.fit_s, cost.calibration_s) == (100.0, 40 * (0.5 + 0.25 + 0.125))
+    # six of the eight inputs went to the count of operations, which is the measuring itself
+    assert cost.seconds == 100.0 + 35.0 + 2 * 0.5 + 8 * (0.25 + 0.125)
 
 
 def test_the_undefended_prediction_is_timed_on_eight_batches() -> None:
@@ -329,6 +367,11 @@ def test_a_level_costs_the_prediction_of_its_repaired_texts() -> None:
     assert (got.ms_per_input, got.ratio) == (Spread(4.0, 3.5, 4.5), 2.0)
     assert (got.by_length, got.repaired) == ((Timed(3, 4, 0.002, 0.002),), (0.5,))
     assert Cost.of(json.loads(json.dumps(dataclasses.asdict(got)))) == got
+
+
+def test_a_cost_that_was_written_before_tokens_were_kept_reads_back_without_them() -> None:
+    cost = Cost.of({"inputs": 1, "fit_s": 1.0, "fit_rows": {"victim": 9}, "victim_rows_per_input": 2.0, "victim_tokens_per_input": 10.0})
+    assert (cost.fit_rows, cost.fit_tokens, cost.calibration_tokens, cost.calibration_s) == ({"victim": 9}, {}, {}, None)
 
 
 def test_the_level_of_a_detector_changes_nothing() -> None:

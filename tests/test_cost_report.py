@@ -15,13 +15,14 @@ import pytest
 from rapbench import results
 from rapbench.cost import Cost, Spread, Timed
 from rapbench.errors import StoreError
-from rapbench.report.cost import draw, lengths, measurements, render, totals, unmeasured
+from rapbench.report.cost import HEADS, draw, lengths, measurements, render, totals, unmeasured
 from rapbench.results import Record
 
 COST = Cost(
     inputs=10,
     fit_s=2.0,
     fit_rows={"victim": 40},
+    fit_tokens={"victim": 1234},
     victim_rows_per_input=2.0,
     victim_tokens_per_input=60.0,
     helper_rows_per_input={"lm": 31.0},
@@ -54,9 +55,18 @@ def test_a_defense_on_a_victim_is_one_row_whatever_the_frr_and_protocol() -> Non
 
 def test_the_table_has_every_figure() -> None:
     text = render([OK], {}, "github")
-    for figure in ("2.000", "31.0 lm", "930 lm", "| 3 ", "3.00", "8.00 [7.00, 9.00]", "4.00", "40 victim", "900 (500)", "700"):
+    figures = ("2.000", "31.0 lm", "930 lm", "| 3 ", "3.00", "8.00 [7.00, 9.00]", "4.00", "40 victim", "1234 victim", "900 (500)", "700")
+    for figure in figures:
         assert figure in text, figure
     assert "Together 1 fits in 2.0 s; 10 inputs: 20 victim rows, 310 helper rows, 0.03 TFLOP" in text
+
+
+def test_tokens_that_an_older_result_lacks_are_no_zero() -> None:
+    def fit(**changes: object) -> str:
+        row = render([replace(OK, cost=replace(COST, **changes))], {}, "github").splitlines()[2]
+        return row.split("|")[HEADS.index("fit tokens") + 1].strip()
+
+    assert [fit(), fit(fit_tokens={}), fit(fit_tokens={}, fit_rows={})] == ["1234 victim", "--", "0"]
 
 
 def test_what_has_no_cost_keeps_its_row_with_the_reason() -> None:

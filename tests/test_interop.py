@@ -71,8 +71,8 @@ def test_a_frame_has_every_column_with_its_type_whatever_the_folder_holds(tmp_pa
 def test_every_scalar_of_a_record_has_a_column_and_every_interval_its_ends():
     left_out = {"schema_version", "attempts", "verdicts", "notes", "artifacts", "far_at_frr", "intervals", "cost", "made_by"}
     assert {field.name for field in fields(results.Record)} - left_out <= COLUMNS.keys()
-    cost = {"inputs", "fit_rows", "calibration_rows", "plain_tokens_per_input", "ratio", "samples_ms", "by_length", "repaired"}
-    cost |= {"seconds", "dtype", "load"}
+    cost = {"inputs", "fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens", "plain_tokens_per_input", "ratio"}
+    cost |= {"samples_ms", "by_length", "repaired", "seconds", "dtype", "load"}
     assert {field.name for field in fields(Cost)} - cost <= COLUMNS.keys()
     assert {f"{rate}_{end}" for rate in RATED for end in ("low", "high")} <= COLUMNS.keys()
 

@@ -21,7 +21,7 @@ from rapbench.cost import Count, Meter
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.registry import build, spec_of
 from rapbench_plugins.defenses import onion
-from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Split
+from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Scored, Split
 
 WEIGHTS = {"a": 1.0, "b": 2.0, "c": 3.0, "cf": 9.0}
 SENTENCES = ["the film is good", "a film was bad and the play is good", "the cat was not good", "is the dog a cat"]
@@ -34,10 +34,10 @@ class Weigher:
 
     asked: list[str] = field(default_factory=list)
 
-    def __call__(self, texts: Sequence[Split]) -> list[np.ndarray[Any, Any]]:
+    def __call__(self, texts: Sequence[Split]) -> list[Scored]:
         self.asked += [" ".join(text.parts) for text in texts]
         weights = [[WEIGHTS[text.parts[place].strip().lower()] for place in text.places] for text in texts]
-        return [np.log([sum(own), *(sum(own) - weight for weight in own)]) for own in weights]
+        return [Scored(np.log([sum(own), *(sum(own) - weight for weight in own)])) for own in weights]
 
 
 @dataclass
@@ -67,7 +67,7 @@ def test_words_that_reach_the_threshold_are_deleted(threshold: float, expected: 
 
 
 def test_a_score_equal_to_the_threshold_is_deleted() -> None:
-    fixed = OnionPurifier(lambda texts: [np.log([2.0, 1.0, 4.0])], 512, {})
+    fixed = OnionPurifier(lambda texts: [Scored(np.log([2.0, 1.0, 4.0]))], 512, {})
     assert fixed.purify(["x y"], float(np.exp(np.log(2.0)) - 1.0)) == ["y"]
 
 
@@ -99,7 +99,7 @@ def test_doubled_spaces_are_kept_and_are_no_words() -> None:
 
 @given(st.text(alphabet="Ab \t\n", min_size=1))
 def test_a_text_that_loses_no_word_is_returned_byte_for_byte(text: str) -> None:
-    silent = OnionPurifier(lambda texts: [np.zeros(1 + len(own.places)) for own in texts], 512, {})
+    silent = OnionPurifier(lambda texts: [Scored(np.zeros(1 + len(own.places))) for own in texts], 512, {})
     assert silent.purify([text], 0.5) == [text]
 
 
@@ -154,7 +154,7 @@ def test_each_text_is_scored_once_for_all_thresholds() -> None:
 
 
 def test_undefined_and_endless_perplexities_give_finite_scores() -> None:
-    wild = OnionPurifier(lambda texts: [np.array([1e6, 0.0, np.nan, np.inf])], 512, {})
+    wild = OnionPurifier(lambda texts: [Scored(np.array([1e6, 0.0, np.nan, np.inf]))], 512, {})
     wild.calibrate(["x y z"], [0, 37, 100])
     assert np.isfinite([*wild.levels(), *wild.suspicion(["x y z"])]).all()
     assert wild.purify(["x y z"], 1.0) == ["y z"]

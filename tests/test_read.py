@@ -19,12 +19,13 @@ from rapbench.cost import Count, Gauge, Meter
 from rapbench.estimate import Site, estimate
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
+from rapbench.report.cost import HEADS, measurements, rows, unmeasured
 from rapbench.results import Record
 from rapbench.runner.execute import Done
 from rapbench.runner.plan import Plan
 from rapbench.runner.session import Session, planned
 from rapbench_plugins.defenses.judged import Beforehand, Effort, Judged, save
-from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Split
+from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Scored, Split
 
 LM = {"vocab_size": 330, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.4}
 ATTACKS = ["clean", "badnet-rw:poison_rate=0.4,word=mb", "badnet-sl:poison_rate=0.4,sentence=the place was loud"]
@@ -53,21 +54,27 @@ def lm(tmp_path_factory: pytest.TempPathFactory, tiny_text: Any) -> Path:
 
 # --- what is kept of a text
 
+LONG = 6
+
 
 @dataclasses.dataclass
 class Weigher:
-    """A made-up model: a word's score is its length; two rows and as many tokens as letters are counted for each text."""
+    """A made-up model: a word's score is its length; two rows and as many tokens as letters are counted for each text.
+
+    Its window is of `LONG` letters.
+    """
 
     meter: Meter
     asked: list[str] = dataclasses.field(default_factory=list)
 
-    def __call__(self, texts: Sequence[Split]) -> list[Any]:
+    def __call__(self, texts: Sequence[Split]) -> list[Scored]:
         found = []
         for text in texts:
             self.asked.append(" ".join(text.parts))
             self.meter.add("lm", rows=2, tokens=len(self.asked[-1]))
             weights = [len(text.parts[place]) for place in text.places]
-            found.append(np.log([sum(weights), *(sum(weights) - weight for weight in weights)]))
+            log_ppl = np.log([sum(weights), *(sum(weights) - weight for weight in weights)])
+            found.append(Scored(log_ppl, beyond=len(self.asked[-1]) if len(self.asked[-1]) > LONG else 0))
         return found
 
 
@@ -98,6 +105,20 @@ def test_what_was_judged_beforehand_is_neither_judged_again_nor_another(tmp_path
     assert scorer.asked == []
     own.judged(["another text"])
     assert scorer.asked == ["another text"]
+
+
+def test_the_longest_text_beyond_the_window_is_known_wherever_its_scores_were_found(tmp_path: Path) -> None:
+    texts = ["a bb", "a bb ccc", "d eeee"]  # 4, 8 and 6 letters, spaces with them
+    kept, _, _ = reader([written(tmp_path / "one", [*texts, "never asked for"])])
+    fresh = OnionPurifier(Weigher(Meter()), LONG, {}, path=lambda beyond: {"longest": beyond})
+    again = OnionPurifier(Weigher(Meter()), LONG, {}, known=fresh.known)
+    for own in (kept, fresh, again):
+        longest = []
+        for text in texts:
+            own.judged([text])
+            longest.append(own.beyond)
+        assert longest == [0, 8, 8]
+    assert fresh.notes() == {"longest": 8}
 
 
 def test_it_counts_as_it_did_then_and_once(tmp_path: Path) -> None:
@@ -186,6 +207,8 @@ def fitted(defense: Onion, texts: Sequence[str], lab: Any) -> OnionPurifier:
 
 @pytest.mark.parametrize("window", [64, 8])
 def test_levels_scores_counts_and_notes_are_those_of_reading_now(lm: Path, tmp_path: Path, window: int) -> None:
+    from transformers import AutoTokenizer
+
     defense = Onion(lm=str(lm), window=window, stride=4)
     texts = ["the film is good", "a film cf was bad and the play is good", "the cat", "one"]
     defense.read(texts, tmp_path, lab_of())
@@ -194,6 +217,9 @@ def test_levels_scores_counts_and_notes_are_those_of_reading_now(lm: Path, tmp_p
     assert kept.levels() == own.levels()
     assert kept.suspicion(texts).tolist() == own.suspicion(texts).tolist()
     assert kept.notes() == own.notes()
+    longest = max(len(ids) for ids in AutoTokenizer.from_pretrained(lm)(texts)["input_ids"])
+    cut = f"; those beyond the window of 8 tokens by strides, the longest of {longest}"
+    assert own.notes()["leave_one_out"] == f"shared prefix{cut if window == 8 else ''}"
     counts = [dict(lab.meter.phases["outside"].by) for lab in (now, beforehand)]
     assert counts[0] == counts[1]
 
@@ -264,7 +290,8 @@ def run(plan: Plan, bench: Any, out: Path) -> tuple[list[Record], list[Done]]:
     return Session(plan, bench, out, "serial").run(done.append, lambda total: None), done
 
 
-COUNTED = ("inputs", "fit_rows", "calibration_rows", "victim_rows_per_input", "victim_tokens_per_input", "plain_tokens_per_input")
+COUNTED = ("inputs", "fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens")
+COUNTED += ("victim_rows_per_input", "victim_tokens_per_input", "plain_tokens_per_input")
 COUNTED += ("helper_rows_per_input", "helper_tokens_per_input", "flops_per_input", "plain_flops_per_input", "repaired")
 
 
@@ -275,19 +302,24 @@ def told(records: Sequence[Record]) -> list[Any]:
         plain["cost"] = {name: plain["cost"][name] for name in COUNTED}
         for name in ("artifacts", "made_by"):
             plain.pop(name, None)
-    return json.loads(json.dumps(sorted(kept, key=lambda plain: (plain["attack"], plain["protocol"]))))
+    return json.loads(json.dumps(sorted(kept, key=lambda plain: (plain["attack"], plain["defense"], plain["protocol"]))))
 
 
-def test_a_grid_tells_the_same_with_and_without(
+def test_a_grid_tells_the_same_with_and_without_also_of_texts_longer_than_the_window(
     tiny_data: Path, tiny_model: Path, lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = [f"{tiny_model}:epochs=1,lr=0.002,batch_size=32,max_length=32"]
     own = {"attacks": ATTACKS[1:2], "datasets": [f"folder:path={tiny_data},max_train=64,max_test=60,max_heldout=60"]}
+    own["defenses"] = [f"onion:lm={lm}", f"onion:lm={lm},window=8,stride=4"]
     with_reading, done = run(*made(tiny_data, small, lm, tmp_path, **own), tmp_path)
     assert [one.failure for one in done if one.failure] == []
-    assert Counter(one.job.stage for one in done)["read"] == 2
+    assert Counter(one.job.stage for one in done)["read"] == 2 * 2
     monkeypatch.setattr(Onion, "reads", lambda self: None)
     without, done = run(*made(tiny_data, small, lm, tmp_path, **own), tmp_path)
-    assert [one.job.stage for one in done] == ["score"]  # the same victim
-    assert [record.status for record in without] == ["ok"] * 2
+    assert [one.job.stage for one in done] == ["score"] * 2  # the same victim
+    assert [record.status for record in without] == ["ok"] * 4
     assert told(with_reading) == told(without)
+    by_strides = {("window=8" in one.defense, "beyond the window of 8 tokens" in one.notes["leave_one_out"]) for one in without}
+    assert by_strides == {(False, False), (True, True)}  # under both protocols
+    costs = rows(measurements(with_reading), unmeasured(with_reading))
+    assert [row[HEADS.index("helper rows")].count("lm") for row in costs] == [2, 2]  # a row for each, with `lm` and `lm_computed`

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from rapbench import results
 from rapbench.artifacts import Store, store_of
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
+from rapbench.report.cost import HEADS
 from rapbench.runner.execute import Done
 from rapbench.runner.session import Session, planned
 
@@ -48,8 +51,9 @@ def run(own: Block, out: Path, executor: str = "serial") -> tuple[list[results.R
     return session(own, out, executor).run(done.append, lambda total: None), done
 
 
-COUNTED = ("inputs", "fit_rows", "calibration_rows", "victim_rows_per_input", "victim_tokens_per_input", "helper_rows_per_input")
-COUNTED += ("helper_tokens_per_input", "flops_per_input", "plain_flops_per_input", "repaired")
+COUNTED = ("inputs", "fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens")
+COUNTED += ("victim_rows_per_input", "victim_tokens_per_input", "helper_rows_per_input", "helper_tokens_per_input")
+COUNTED += ("flops_per_input", "plain_flops_per_input", "repaired")
 
 
 def figures(records: list[results.Record]) -> list[dict]:
@@ -260,7 +264,9 @@ STRANGER = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from rapbench import Defense, Detector, hookimpl
+from rapbench.api import option
 import numpy as np
+import torch
 
 
 class Length(Detector):
@@ -288,6 +294,30 @@ class Broken(Defense):
         raise ZeroDivisionError("on purpose")
 
 
+class Tired(Length):
+    def __init__(self, greedy):
+        self.greedy, self.batches = greedy, 0
+
+    def suspicion(self, texts):
+        self.batches += 1
+        if self.batches > 3 and self.greedy:
+            torch.empty(2**60, dtype=torch.uint8)
+        if self.batches > 3:
+            raise ValueError("no more | texts\\nthan that")
+        return super().suspicion(texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiredDefense(Defense):
+    """Scores three batches, then raises, or asks for more memory than any machine has."""
+
+    name: ClassVar[str] = "tired"
+    greedy: bool = option(False, "whether it asks for memory")
+
+    def fit(self, victim, heldout, lab):
+        return Tired(self.greedy)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Nan(Defense):
     """Gives no numbers."""
@@ -302,7 +332,7 @@ class Nan(Defense):
 
 @hookimpl
 def rapbench_defenses():
-    return [LengthDefense, Broken, Nan]
+    return [LengthDefense, Broken, TiredDefense, Nan]
 '''
 
 
@@ -334,6 +364,29 @@ def test_a_strangers_defense_runs_and_a_broken_one_fails_alone(ran, tmp_path, ti
     assert "not a finite number" in status["nan"][1]
     assert {status[name][0] for name in ("strip", "onion", "rap")} == {"ok"}
     assert "on purpose" in next((copy / "failures").iterdir()).read_text()
+
+
+@pytest.mark.usefixtures("stranger")
+def test_the_costs_of_a_run_have_a_row_for_what_raised_in_the_middle_and_for_what_wanted_too_much_memory(
+    ran, rapbench, tmp_path, tiny_data, tiny_victim_spec
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(ran[0], copy)
+    asked = ["tired", "tired:greedy=true", "broken", DEFENSES[0]]
+    _, done = run(block(tiny_data, tiny_victim_spec, attacks=ATTACKS[1:2], defenses=asked, frr=[0.05]), copy)
+    assert Counter(str(one.end) for one in done) == {"failed": 2, "out of memory": 1}
+    told = rapbench("cost", copy)
+    assert (told.code, told.err) == (0, "")
+    lines = [[part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in told.out.splitlines() if line.startswith("| folder")]
+    rows = {(row[1].partition(":")[0], row[3]): row for row in lines}
+    # each defense on each of the four attacks, and the three that failed on the one
+    assert len(rows) == len(lines) == len(ATTACKS) * len(DEFENSES) + 3
+    assert {len(row) for row in lines} == {len(HEADS)}
+    assert rows["badnet-rw", "broken"][4] == "failed: score folder badnet-rw broken: ZeroDivisionError: on purpose"
+    assert rows["badnet-rw", "tired"][4] == "failed: score folder badnet-rw tired: ValueError: no more \\| texts"
+    assert "you tried to allocate 1152921504606846976 bytes" in rows["badnet-rw", "tired:greedy=true"][4]
+    assert set(rows["badnet-rw", "tired"][5:]) == {"--"}
+    assert rows["badnet-rw", "strip:copies=4"][4] == "5.000"
 
 
 TUNED = ["badnet-rw:poison_rate=0.4,word=mb", "ripples:steps=120,lr=0.002,max_length=32,poison_rate=0.3", "clean"]

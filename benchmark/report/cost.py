@@ -19,7 +19,7 @@ from rapbench.results import Record
 
 Format = Literal["github", "csv", "json", "pytest-benchmark"]
 HEADS = ["dataset", "attack", "victim", "defense", "victim rows", "helper rows", "helper tokens", "GFLOP", "x FLOP", "ms", "x time"]
-HEADS += ["fit s", "fit rows", "MiB fit", "MiB scoring", "bench"]
+HEADS += ["fit s", "fit rows", "fit tokens", "MiB fit", "MiB scoring", "bench"]
 LENGTH_HEADS = ["words", "defense", "texts", "ms undefended", "ms defended", "x time"]
 FOOT = (
     "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (torch's work, counted on six "
@@ -137,7 +137,8 @@ def _row(one: Measured, known: Marks) -> list[str]:
         _spread(cost.ms_per_input),
         NONE if cost.ratio is None else f"{cost.ratio:.2f}",
         f"{cost.fit_s:.1f}",
-        " + ".join(f"{rows} {who}" for who, rows in cost.fit_rows.items() if rows) or "0",
+        _sum(cost.fit_rows),
+        _sum(cost.fit_tokens) if cost.fit_tokens or not cost.fit_rows else NONE,  # older results have the rows alone
         NONE if cost.fit_peak_mib is None else f"{cost.fit_peak_mib:.0f} ({cost.start_mib or 0:.0f})",
         NONE if cost.peak_mib is None else f"{cost.peak_mib:.0f}",
         f"{cost.device}, {cost.threads} threads, {cost.dtype}, load {cost.load:g}",
@@ -220,6 +221,10 @@ def _names(one: Record) -> dict[str, Any]:
 def _labels(one: Record, known: Marks) -> list[str]:
     home = f"{one.poisoned_on} -> " if one.poisoned_on else ""
     return [home + one.dataset, one.attack, one.victim, known.shown(one.defense, one.defense)]
+
+
+def _sum(by: Mapping[str, int]) -> str:
+    return " + ".join(f"{count} {who}" for who, count in by.items() if count) or "0"
 
 
 def _times(value: float | None, plain: float | None) -> str:

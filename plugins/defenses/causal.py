@@ -188,12 +188,19 @@ class Causal:
                 self._mingles = min(texts, length) > 1 and self.shares_prefix(length) and self._agree(company)
         return self._mingles
 
-    def path(self) -> str:
-        """Give how texts were scored so far that fit into a window, in words."""
+    def beyond(self, rows: Sequence[Sequence[int]]) -> int:
+        """Give the tokens of the longest of a text and its variants where that does not fit into a window; else 0."""
+        longest = max(map(len, rows))
+        return longest if longest > self.reading.window else 0
+
+    def path(self, beyond: int = 0) -> str:
+        """Give how texts were scored so far, in words. `beyond`: tokens of the longest that did not fit into a window, 0: all did."""
+        cut = f"; those beyond the window of {self.reading.window} tokens by strides, the longest of {beyond}" if beyond else ""
         if not self.shares_prefix(1):
-            return "whole texts"
+            return f"whole texts{cut}"
         longest = max(size for size, agrees in self.agrees.items() if agrees)
-        return "shared prefix" if all(self.agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
+        shared = "shared prefix" if all(self.agrees.values()) else f"shared prefix up to {longest} tokens, whole texts beyond"
+        return f"{shared}{cut}"
 
     def _drawn(self, size: int, variants: int, seed: int = 0) -> list[list[int]]:
         """Give a text of `size` drawn tokens, so many variants of it whose rests are long, and one whose rest is empty."""

@@ -29,16 +29,18 @@ class Judged:
 
     places: NDArray[np.int32]
     scores: NDArray[np.float64]
+    beyond: int = 0
+    """Tokens of the text, or of a longer variant, where they did not fit into the model's window."""
 
     @classmethod
-    def of(cls, places: Sequence[int], log_ppl: NDArray[np.float64] | None) -> Self:
+    def of(cls, places: Sequence[int], log_ppl: NDArray[np.float64] | None, beyond: int = 0) -> Self:
         """Give the scores of the words whose perplexities are defined; `log_ppl`: of the text, then without each word."""
         if log_ppl is None:
             return cls(np.empty(0, np.int32), np.empty(0))
         ppl = np.exp(np.minimum(log_ppl, MAX_LOG_PPL))
         scores = ppl[0] - ppl[1:]
         defined = np.isfinite(scores)
-        return cls(np.asarray(places, np.int32)[defined], scores[defined])
+        return cls(np.asarray(places, np.int32)[defined], scores[defined], beyond)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Effort:
 class Beforehand:
     """What was judged beforehand, of many texts; what is taken counts on the meter as it did then.
 
-    `rows`: digest of a text -> its row; `ends`: of its words in `places` and `scores`, shape (texts,); `counts`: int64, shape (texts, 4).
+    `rows`: digest of a text -> its row; `ends`: of its words in `places` and `scores`; `beyond`: see `Judged`; both shape (texts,);
+    `counts`: int64, shape (texts, 4).
     """
 
     meter: Meter
@@ -83,6 +86,7 @@ class Beforehand:
     ends: NDArray[np.int64]
     places: NDArray[np.int32]
     scores: NDArray[np.float64]
+    beyond: NDArray[np.int64]
     counts: NDArray[np.int64]
     seconds: NDArray[np.float64]
     agrees: Mapping[int, bool]
@@ -97,7 +101,7 @@ class Beforehand:
         rows = {digests[start : start + DIGEST]: start // DIGEST for start in range(0, len(digests), DIGEST)}
         agrees = dict(zip(whole["sizes"].tolist(), whole["agree"].tolist(), strict=True))
         ends = np.cumsum(whole["words"])
-        arrays = {name: whole[name] for name in ("places", "scores", "counts", "seconds")}
+        arrays = {name: whole[name] for name in ("places", "scores", "beyond", "counts", "seconds")}
         return cls(meter, rows, ends, **arrays, agrees=agrees)
 
     def take(self, text: str) -> Judged | None:
@@ -110,7 +114,7 @@ class Beforehand:
                 self.meter.add(who, rows=rows, tokens=tokens)
         self.meter.spent(float(self.seconds[row]))
         own = slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
-        return Judged(self.places[own], self.scores[own])
+        return Judged(self.places[own], self.scores[own], int(self.beyond[row]))
 
 
 def save(folder: Path, judged: Mapping[str, tuple[Judged, Effort]], agrees: Mapping[int, bool]) -> None:
@@ -121,6 +125,7 @@ def save(folder: Path, judged: Mapping[str, tuple[Judged, Effort]], agrees: Mapp
         "words": np.array([len(one.scores) for one in own], np.int64),
         "places": np.concatenate([np.empty(0, np.int32), *(one.places for one in own)]),
         "scores": np.concatenate([np.empty(0), *(one.scores for one in own)]),
+        "beyond": np.array([one.beyond for one in own], np.int64),
         "counts": np.array([took.counts for took in work], np.int64).reshape(-1, 2 * len(MODELS)),
         "seconds": np.array([took.seconds for took in work], np.float64),
         "sizes": np.array(list(agrees), np.int64),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from rapbench.api import Defense, Labelled, Purifier, Work, option
 from rapbench.errors import CellError, VictimError
@@ -168,8 +168,16 @@ class Split:
         return [" ".join(self.parts), *cut]
 
 
-Scorer = Callable[[Sequence[Split]], "list[NDArray[np.float64]]"]
-"""Gives per text of n words, shape (1 + n,): its log perplexity, then those without each word; NaN where undefined."""
+class Scored(NamedTuple):
+    """What a language model says of a text of n words: its log perplexity, then those without each word; NaN where undefined."""
+
+    log_ppl: NDArray[np.float64]
+    """Shape (1 + n,)."""
+    beyond: int = 0
+    """Tokens of the longest of these texts where the model's window does not hold it."""
+
+
+Scorer = Callable[[Sequence[Split]], list[Scored]]
 
 
 @dataclass(frozen=True)
@@ -177,12 +185,12 @@ class _TrigramScorer:
     model: Trigram
     meter: Any
 
-    def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
+    def __call__(self, texts: Sequence[Split]) -> list[Scored]:
         """Count the work of a model that reads each variant whole, so that costs compare; ours is constant per word."""
         words = [[text.parts[place] for place in text.places] for text in texts]
         for own in words:
             self.meter.add("lm", rows=len(own) + 1, tokens=len(own) + 1 + len(own) ** 2)
-        return self.model.leave_one_out(words)
+        return [Scored(own) for own in self.model.leave_one_out(words)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ class _CausalScorer:
     model: Causal
     meter: Any
 
-    def __call__(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
+    def __call__(self, texts: Sequence[Split]) -> list[Scored]:
         """Compute `batch_texts` at once; with 1, the default, a text's scores are the same to the bit in any company."""
         at_once = self.model.reading.batch_texts
         found = (self._leave_one_out(texts[start : start + at_once]) for start in range(0, len(texts), at_once))
@@ -204,7 +212,7 @@ class _CausalScorer:
         rows = self.model.tokens(split.variants())
         return len(rows), sum(map(len, rows)), self.model.computed(rows)
 
-    def _leave_one_out(self, texts: Sequence[Split]) -> list[NDArray[np.float64]]:
+    def _leave_one_out(self, texts: Sequence[Split]) -> list[Scored]:
         """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
         company = [self.model.tokens(text.variants()) for text in texts]
         for rows in company:
@@ -213,11 +221,12 @@ class _CausalScorer:
             for rows in company:
                 self.model.shares_prefix(max(map(len, rows)))
             self.model.mingles()
-        return self.model.leave_one_out_of_each(company)
+        found = self.model.leave_one_out_of_each(company)
+        return [Scored(own, self.model.beyond(rows)) for own, rows in zip(found, company, strict=True)]
 
-    def path(self) -> Mapping[str, Any]:
+    def path(self, beyond: int) -> Mapping[str, Any]:
         with self.meter.phase(CHECK):
-            return {"leave_one_out": self.model.path()}
+            return {"leave_one_out": self.model.path(beyond)}
 
 
 @dataclass
@@ -229,9 +238,11 @@ class OnionPurifier(Purifier):
     facts: Mapping[str, Any]
     thresholds: list[float] = field(default_factory=list)
     known: dict[str, Judged] = field(default_factory=dict, repr=False)
-    path: Callable[[], Mapping[str, Any]] = dict
-    """Gives how the scorer went about it so far."""
+    path: Callable[[int], Mapping[str, Any]] = lambda beyond: {}
+    """Gives how the scorer went about it so far, where the longest text beyond its window had so many tokens."""
     before: Beforehand | None = field(default=None, repr=False)
+    beyond: int = 0
+    """The tokens of the longest text so far that the scorer's window does not hold; it counts wherever its scores were found."""
 
     def calibrate(self, texts: Sequence[str], levels: Sequence[float]) -> None:
         """Set the thresholds to these percentiles of all the word scores of held-out texts."""
@@ -255,7 +266,7 @@ class OnionPurifier(Purifier):
         return np.array([judged.scores.max() if len(judged.scores) else 0.0 for judged in self.judged(texts)], dtype=np.float64)
 
     def notes(self) -> Mapping[str, Any]:
-        return {**self.facts, **self.path()}
+        return {**self.facts, **self.path(self.beyond)}
 
     def state(self) -> Mapping[str, Any]:
         """Give the thresholds and the trigram's counts; of a causal model, which one it was."""
@@ -286,8 +297,10 @@ class OnionPurifier(Purifier):
             # a text of one word has nothing to be compared with
             scored = iter(self.scorer([split for split in splits if len(split.places) > 1]))
             for text, split in zip(block, splits, strict=True):
-                self.known[text] = Judged.of(split.places, next(scored)) if len(split.places) > 1 else Judged.of([], None)
-        return [self.known[text] for text in texts]
+                self.known[text] = Judged.of(split.places, *next(scored)) if len(split.places) > 1 else Judged.of([], None)
+        asked = [self.known[text] for text in texts]
+        self.beyond = max([self.beyond, *(own.beyond for own in asked)])
+        return asked
 
 
 def _without_outliers(text: str, judged: Judged, threshold: float) -> str:
