@@ -37,7 +37,10 @@ def bench(
     out: cli_run.Out = cli_run.OUT,
     json: Annotated[Path | None, typer.Option(help="Write pytest-benchmark's JSON into this file.")] = None,
 ) -> None:
-    """Measure what defenses cost with pytest-benchmark: one row per defense, the undefended victim first."""
+    """Measure what defenses cost with pytest-benchmark: one row per defense, the undefended victim first.
+
+    A defense that no grid puts on this attack is told as not benched, with the reason.
+    """
     _check(json)
     from rapbench.bench.subject import Setting, Undefended, registered, registry
 
@@ -48,7 +51,7 @@ def bench(
     specs = list(dict.fromkeys([Undefended.name, *defense])) if defense else registered()
     code = _pytest(setting, specs, json, rows)
     typer.echo(rows.table(specs))
-    for spec, reason in rows.failed.items():
+    for spec, reason in {**rows.skipped, **rows.failed}.items():
         typer.echo(f"rapbench: {spec}: {reason}", err=True)
     if rows.failed or code == FAILED:
         raise typer.Exit(FAILED)
@@ -61,6 +64,7 @@ class _Rows:
         self.specs: dict[str, str] = {}
         self.measured: dict[str, Mapping[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.specs = {item.nodeid: item.callspec.params["defense"] for item in session.items}  # type: ignore[attr-defined]
@@ -71,6 +75,8 @@ class _Rows:
         spec = self.specs[report.nodeid]
         if report.failed:
             self.failed.setdefault(spec, _reason(report))
+        if report.skipped:
+            self.skipped[spec] = _reason(report)
         for name, value in report.user_properties:
             if name == PROPERTY:
                 self.measured[spec] = value  # type: ignore[assignment]
@@ -90,7 +96,8 @@ class _Rows:
         return "\n\n".join([found, *dict.fromkeys(map(_about, self.measured.values()))])
 
     def _state(self, spec: str) -> str:
-        return "failed" if spec in self.failed else "measured" if spec in self.measured else "not run"
+        states = {"failed": set(self.failed), "measured": set(self.measured), "not benched": set(self.skipped)}
+        return next((state for state, specs in states.items() if spec in specs), "not run")
 
 
 def _check(json: Path | None) -> None:
@@ -147,6 +154,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _reason(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):  # file, line and words of a skip
+        return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
     return text.strip().splitlines()[0].removeprefix("Failed: ")

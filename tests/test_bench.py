@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ import pytest
 
 from rapbench import cli_bench
 from rapbench.bench.export import Row, document
-from rapbench.bench.subject import Setting, dealt, registered
+from rapbench.bench.subject import SAMPLED, NotBenched, Setting, Subject, dealt, registered, registry, subject
 from rapbench.errors import CellError, SpecError
+from rapbench.standin import StandIn
 
 PACKAGE = '''
 """A stranger's defenses."""
@@ -89,6 +91,22 @@ def test_onion(rapbench_cost):
     rapbench_cost("onion:lm=trigram")
 
 
+def test_the_oracle(rapbench_cost):
+    rapbench_cost("oracle")
+
+
+def test_a_filter(rapbench_cost):
+    rapbench_cost("bki:scored_texts=20")
+
+
+def test_a_repair(rapbench_cost):
+    rapbench_cost("finetune:epochs=1")
+
+
+def test_of_no_cell(rapbench_cost):
+    rapbench_cost("rap:word=mb")
+
+
 def test_that_breaks(rapbench_cost):
     rapbench_cost("mine:lasts=2")
 
@@ -96,7 +114,9 @@ def test_that_breaks(rapbench_cost):
 def test_of_a_name_that_nobody_knows(rapbench_cost):
     rapbench_cost("mime")
 """
-COUNTED = ("undefended", "mine:asks=2", "rap:epochs=1,retries=0", "strip:copies=3", "onion:lm=trigram")
+STAND_INS = ("bki:scored_texts=20", "finetune:epochs=1")
+COUNTED = ("undefended", "mine:asks=2", "rap:epochs=1,retries=0", "strip:copies=3", "onion:lm=trigram", "oracle", *STAND_INS)
+TESTED = ["test_none", "test_mine", "test_rap", "test_strip", "test_onion", "test_the_oracle", "test_a_filter", "test_a_repair"]
 
 
 class Ended(NamedTuple):
@@ -115,7 +135,8 @@ class Place(NamedTuple):
 
     def run(self, *arguments: object, **env: str) -> Ended:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # it would time nothing
-        own = {**inherited, "PYTHONPATH": str(self.packages), "PYTEST_ADDOPTS": "", **env}
+        path = os.pathsep.join([str(self.packages), *filter(None, [inherited.get("PYTHONPATH")])])  # there the rapbench under test may be
+        own = {**inherited, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **env}
         command = [sys.executable, *map(str, arguments)]
         ended = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, check=False, timeout=300)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
@@ -167,10 +188,10 @@ def costs(ran: tuple[Ended, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
 
 def test_every_defense_that_lasts_has_a_row(ran):
     ended, rows = ran
-    assert [row["name"] for row in rows] == ["test_none", "test_mine", "test_rap", "test_strip", "test_onion"]
+    assert [row["name"] for row in rows] == TESTED
     assert [row["extra_info"]["defense"] for row in rows] == list(COUNTED)
     assert ended.code == 1
-    assert "2 failed, 6 passed" in ended.out
+    assert "2 failed, 9 passed, 1 skipped" in ended.out
 
 
 def test_a_defense_that_breaks_says_why_and_an_unknown_name_is_one_line(ran):
@@ -199,6 +220,20 @@ def test_victim_tokens_are_exact(costs):
     assert costs["undefended"]["victim_tokens_per_text"] == pytest.approx(plain)
     assert costs["mine:asks=2"]["victim_tokens_per_text"] == pytest.approx(3 * plain)
     assert costs["rap:epochs=1,retries=0"]["victim_tokens_per_text"] == pytest.approx(2 * plain + 1)  # and the rare word
+
+
+def test_the_oracle_costs_the_victims_own_prediction_alone(costs):
+    assert costs["oracle"]["victim_rows_per_text"] == 1  # it is told the trigger `mb`, or its fit would have failed
+    assert costs["oracle"]["helper_rows_per_text"] == {}
+
+
+@pytest.mark.parametrize("spec", STAND_INS)
+def test_after_a_filter_or_a_repair_one_victim_answers_and_not_two(costs, spec):
+    cost = costs[spec]
+    assert cost["victim_rows_per_text"] == 1
+    assert cost["victim_tokens_per_text"] == pytest.approx(cost["words_per_text"] + 2)  # [CLS] and [SEP]
+    assert (cost["helper_rows_per_text"], cost["level"]) == ({}, None)
+    assert cost["fit_s"] > 0  # the training, which no round has
 
 
 def test_every_defense_is_measured_on_the_same_texts(costs):
@@ -236,20 +271,20 @@ def test_the_victim_is_kept_beside_the_tests_and_git_overlooks_it(place):
 def test_the_json_is_what_compare_reads(ran, place):
     ended = place.run("-m", "pytest_benchmark", "compare", "out.json", "--columns=median,rounds")
     assert ended.code == 0
-    assert all(name in ended.out for name in ("test_rap", "test_strip", "test_onion", "5 tests"))
+    assert all(name in ended.out for name in ("test_rap", "test_strip", "test_onion", "8 tests"))
 
 
 def test_without_pytest_benchmark_nothing_breaks_and_the_skip_says_what_to_install(place):
     ended = place.pytest("-p", "no:benchmark", "-rs")
     assert ended.code == 0
-    assert "1 passed, 7 skipped" in ended.out
+    assert "1 passed, 11 skipped" in ended.out
     assert "pip install 'rapbench[bench]'" in ended.out
 
 
 def test_under_xdist_the_skip_says_that_no_json_is_written(place):
     ended = place.pytest("-rs", "-W", "error", "-W", "default:Benchmarks are", PYTEST_XDIST_WORKER="gw0")
     assert ended.code == 0
-    assert "1 passed, 7 skipped" in ended.out
+    assert "1 passed, 11 skipped" in ended.out
     assert "writes no JSON: run this test with -n 0" in ended.out
 
 
@@ -268,8 +303,8 @@ def test_the_wheel_declares_the_plugin():
 
 @pytest.fixture(scope="module")
 def benched(place: Place, ran: object) -> tuple[Ended, list[dict[str, Any]]]:
-    """Three rows of `rapbench bench`, one of which breaks; the victim is that of the stranger's tests."""
-    defenses = [f"--defense={spec}" for spec in ("mine:lasts=2", "strip:copies=3")]
+    """Four rows of `rapbench bench`: one breaks, one is no cell of any grid; the victim is that of the stranger's tests."""
+    defenses = [f"--defense={spec}" for spec in ("mine:lasts=2", "rap:word=mb", "strip:copies=3")]
     names = [f"--{name}={value}" for name, value in place.names.items()]
     main = "from rapbench.cli import main; main()"
     ended = place.run("-c", main, "bench", *defenses, *names, "--out", ".rapbench", "--json", "bench.json", PYTEST_ADDOPTS="-n 4")
@@ -284,11 +319,11 @@ def cells(line: str) -> list[str]:
 def test_bench_prints_a_line_per_defense_and_nothing_else(benched):
     head, _, *lines = benched[0].out.splitlines()
     assert cells(head) == list(cli_bench.HEADERS)
-    assert [cells(line)[0] for line in lines[:3]] == ["undefended", "mine:lasts=2", "strip:copies=3"]
-    assert cells(lines[2])[4] == "4.000"
-    assert lines[3] == ""
-    assert "rounds of 20 texts of 1" in lines[4]
-    assert len(lines) == 5
+    assert [cells(line)[0] for line in lines[:4]] == ["undefended", "mine:lasts=2", "rap:word=mb", "strip:copies=3"]
+    assert cells(lines[3])[4] == "4.000"
+    assert lines[4] == ""
+    assert "rounds of 20 texts of 1" in lines[5]
+    assert len(lines) == 6
 
 
 def test_a_defense_that_breaks_is_a_failed_line_and_the_exit_code_is_1(benched):
@@ -296,6 +331,13 @@ def test_a_defense_that_breaks_is_a_failed_line_and_the_exit_code_is_1(benched):
     assert ended.code == 1
     assert cells(ended.out.splitlines()[3])[:2] == ["mine:lasts=2", "failed"]
     assert "rapbench: mine:lasts=2: ValueError: I break in the middle\n" in ended.err
+
+
+def test_what_is_no_cell_of_a_grid_is_told_as_not_benched_and_why(benched):
+    ended = benched[0]
+    assert cells(ended.out.splitlines()[4])[:2] == ["rap:word=mb", "not benched"]
+    assert "rapbench: rap:word=mb: not benched, because rap perturbs with 'mb', a declared trigger of badnet-rw" in ended.err
+    assert "was not used at all" not in ended.err
 
 
 def test_bench_writes_the_json_of_those_that_last(benched):
@@ -322,10 +364,46 @@ def test_bench_refuses_an_unknown_defense_before_it_computes(tmp_path):
 def test_every_registered_defense_has_a_row_by_default():
     specs = registered()
     assert specs[0] == "undefended"
-    names = {spec.partition(":")[0] for spec in specs}
-    assert names >= {"undefended", "strip", "onion", "rap", "random"}
-    assert "oracle" not in names  # it needs a trigger, and has none here
+    names = [spec.partition(":")[0] for spec in specs]
+    assert sorted(names) == registry().names("defense")
+    assert {"rap", "random", "oracle", "bki", "cube", "finetune", "fine-prune", "badacts-purify"} <= set(names)
     assert "onion:lm=trigram" in specs  # as the demo grid has it: no download
+
+
+def test_every_default_row_is_a_cell_of_the_demo_grids_victim(tmp_path):
+    known = registry()
+    assert {spec: Setting(out=tmp_path).cell(spec, known).skip for spec in registered()} == dict.fromkeys(registered())
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack", "why"),
+    [
+        ("bki", "ep", "bki filters a training set, and ep plants no backdoor by one alone"),
+        ("oracle", "char", "oracle looks for the words of a trigger, and char declares none"),
+    ],
+)
+def test_a_pair_that_is_no_cell_says_why_before_anything_is_computed(defense, attack, why, tmp_path):
+    with pytest.raises(NotBenched, match=f"^not benched, because {why}$"):
+        subject(defense, Setting(out=tmp_path / "out", attack=attack))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_sampled_to_be_fitted_in_time_is_registered_and_says_so_in_its_spec():
+    assert {name: spec.partition(":")[0] for name, spec in SAMPLED.items()} == {name: name for name in SAMPLED}
+    assert set(SAMPLED.values()) <= set(registered())
+
+
+def test_the_victim_that_stands_in_answers_and_the_received_one_is_timed_beside_it(untrained, lab):
+    repaired = untrained.clone()
+    lab.meter.watch(untrained.model, "received")
+    lab.meter.watch(repaired.model, "repaired")
+    cell = SimpleNamespace(defense=SimpleNamespace(name="odd"))
+    own = Subject(cell, untrained, StandIn(repaired), lab, [["good", "bad day", "a warm day"]])
+    (texts,), _ = own.next_texts()
+    own.run(texts)
+    rows = {name: {who: count.rows for who, count in phase.by.items()} for name, phase in lab.meter.phases.items()}
+    assert rows == {"plain": {"received": 3}, "guarded": {"repaired": 3}}
+    assert own.level is None
 
 
 # the texts of a round

@@ -68,7 +68,7 @@ class _Missing:
 
 
 def _measure(defense: str, request: pytest.FixtureRequest, benchmark: Any) -> Measured:
-    from rapbench.bench.subject import WARM_UP, subject
+    from rapbench.bench.subject import WARM_UP, NotBenched, subject
     from rapbench.errors import RapbenchError
 
     try:
@@ -76,6 +76,9 @@ def _measure(defense: str, request: pytest.FixtureRequest, benchmark: Any) -> Me
         own = subject(defense, setting)
         benchmark.group = own.group
         benchmark.pedantic(own.run, setup=own.next_texts, rounds=setting.rounds, warmup_rounds=WARM_UP)
+    except NotBenched as why:
+        benchmark.skipped = True  # or it warns that nobody used it
+        pytest.skip(str(why))
     except RapbenchError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     measured = own.measured(list(benchmark.stats["data"]) if benchmark.stats else [])

@@ -1,7 +1,8 @@
 """One defense on one victim, ready to be timed: the victim found in the store or made, the defense fitted, the texts dealt.
 
 Detectors may keep what they said of a text, so every round gets fresh texts, of the same mix of lengths. A round is one guarded
-prediction: the victim's own, and what the defense does then. The undefended prediction of the same texts is timed beside it.
+prediction: the victim's own, and what the defense does then; after a filter or a repair it is the answer of the victim that stands in.
+The undefended prediction of the same texts is timed beside it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from rapbench import stages
 from rapbench.api import Defense, Detector, Labelled, Purifier
 from rapbench.errors import CellError, SpecError
 from rapbench.grid import Block, Cell, cells_of, checked_block, read_blocks
-from rapbench.registry import Found, Plugin, Registry, discover, spec_of, split_spec
+from rapbench.registry import Found, Registry, discover, spec_of, split_spec
 from rapbench.runner.execute import Done, Failure, SerialExecutor, execute
 from rapbench.runner.session import Session, planned
 from rapbench.stages import Step
-from rapbench.standin import watching
+from rapbench.standin import StandIn, stand_in, watching
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 THREADS = 1
 WARM_UP = 1
 """Rounds before the measured ones."""
+SAMPLED = {"bki": "bki:scored_texts=60"}
+"""Specs, by name, of defenses that are fitted far longer by their own defaults (bki: ten minutes); a text costs them the same."""
+
+
+class NotBenched(Exception):  # noqa: N818 - no error: control flow, like pytest's skip
+    """This attack and this defense cannot be one cell, of a grid neither; it says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ class Setting:
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What guarding one text costs, the victim's own prediction included: medians over rounds, means over all texts.
+
+    Where another victim stands in, its prediction is all.
 
     `ratio`: median over the rounds of the guarded time over the undefended one; `helper_*`: other models, by name.
     Times are None where pytest-benchmark was told to measure none.
@@ -119,7 +128,7 @@ class Subject:
 
     cell: Cell
     guarded: Victim
-    fitted: Detector | Purifier
+    fitted: Detector | Purifier | StandIn
     lab: Lab
     batches: Sequence[Sequence[str]]
     plain_s: list[float] = field(default_factory=list)
@@ -145,9 +154,13 @@ class Subject:
         return (texts,), {}
 
     def run(self, texts: Sequence[str]) -> None:
-        """Predict and guard these texts: what is timed. A purifier scores, repairs at one level, and has changed texts predicted."""
+        """Predict and guard these texts: what is timed. A purifier scores, repairs at one level, and has changed texts predicted.
+
+        What stands in for the victim predicts in its place, and its suspicion is read off that.
+        """
         with self.lab.meter.phase("guarded"):
-            self.guarded.remember(texts, self.guarded.probabilities(texts))
+            if not isinstance(self.fitted, StandIn):
+                self.guarded.remember(texts, self.guarded.probabilities(texts))
             stages._checked_scores(self.fitted.suspicion(texts), len(texts), self.cell.defense.name)
             if isinstance(self.fitted, Purifier) and self.level is not None:
                 self.guarded.undefended(self.fitted.purify(texts, self.level))  # it remembers the unchanged ones
@@ -189,21 +202,21 @@ def registry() -> Registry:
 
 
 def registered() -> list[str]:
-    """Give the specs of the registered defenses that watch inputs: as in the demo grid, or the bare name; the undefended victim first."""
+    """Give the specs of all registered defenses: as in the demo grid, or the bare name (see SAMPLED); the undefended victim first."""
     known, block = registry(), read_blocks("demo", Block)[0]
     demo = {split_spec(spec)[0]: spec_of(known.parse("defense", spec)) for spec in block.defenses}
-    names = [name for name in known.names("defense") if name != Undefended.name and _watches(known.get("defense", name).cls)]
-    return [Undefended.name, *(demo.get(name, name) for name in names)]
+    names = [name for name in known.names("defense") if name != Undefended.name]
+    return [Undefended.name, *({**SAMPLED, **demo}.get(name, name) for name in names)]
 
 
 def subject(defense: str, setting: Setting) -> Subject:
-    """Give a defense fitted to the victim of this setting, which is trained first where the store has none."""
+    """Give a defense fitted to the victim of this setting, which is trained first where the store has none; a NotBenched says why not."""
     from rapbench.cli_run import device
 
     known = registry()
     cell = setting.cell(defense, known)
     if cell.skip:
-        raise CellError(cell.skip)
+        raise NotBenched(f"not benched, because {cell.skip}")
     step = _upstream(cell, known, setting, device("auto"))
     stages._settle(step.bench)
     (lab, had), guarded = stages._defenders(step, cell.defense), stages._load_victim(step, "victim")
@@ -211,8 +224,10 @@ def subject(defense: str, setting: Setting) -> Subject:
     passing, _ = stages._gated(step, guarded, lab, had)
     texts = [text for name, own in passing.items() if name != "heldout" for text in own]  # a defense has seen the held-out ones
     batches = dealt(texts, setting.rounds + WARM_UP, setting.texts, lab.rng("bench"))
+    suspects = stages._suspects(step, lab) if cell.defense.works_on == "training" else None
     with lab.meter.phase("fit"):
-        fitted = watching(cell.defense.fit(guarded, lab.heldout, lab), cell.defense)
+        found = cell.defense.fit(guarded, lab.heldout, lab)
+        fitted = stand_in(found, cell.defense, suspects, lab) or watching(found, cell.defense)
     return Subject(cell, guarded, fitted, lab, batches)
 
 
@@ -228,10 +243,6 @@ def dealt(texts: Sequence[str], batches: int, most: int, rng: np.random.Generato
     places = (np.arange(size * batches) * len(order) // (size * batches)).reshape(size, batches)  # evenly over the lengths
     places[1::2] = places[1::2, ::-1]  # or the last batch would get the longest of every deal
     return [[order[place] for place in rng.permutation(column).tolist()] for column in places.T]
-
-
-def _watches(defense: type[Plugin]) -> bool:
-    return issubclass(defense, Defense) and defense.works_on == "inputs" and not defense.needs_trigger
 
 
 def _upstream(cell: Cell, known: Registry, setting: Setting, device: str) -> Step:

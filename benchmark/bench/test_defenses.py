@@ -1,4 +1,4 @@
-"""The shipped test: one row per registered defense, `pytest --pyargs rapbench.bench --benchmark-json=FILE`."""
+"""The shipped test: one row per registered defense, or why it has none, `pytest --pyargs rapbench.bench --benchmark-json=FILE`."""
 
 from __future__ import annotations
 
