@@ -232,6 +232,10 @@ class Store:
         """Give the folder of a published artifact's files."""
         return self.root / key / str(self._manifest(key)["attempt"])
 
+    def content(self, key: str, name: str) -> Any:
+        """Give what one small JSON file of a published artifact holds, without the other files."""
+        return read_json(self.folder(key) / name)
+
     def sound(self, key: str) -> bool:
         """Tell whether the artifact is published and every file has the size and digest of its manifest."""
         return next(self.faults(key), None) is None

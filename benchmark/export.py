@@ -72,6 +72,8 @@ def card(record: Record, on_it: list[Record], registry: Registry) -> str:
         (f"clean {record.metric}", _percent(record.clean_metric)),
         ("attack success rate", _percent(record.asr)),
         ("... of the same texts on a clean victim", _percent(record.asr_control)),
+        ("false-triggered rate: part of the trigger, in clean held-out texts", _percent(record.ftr)),
+        ("... of the same texts without any of it", _percent(record.ftr_plain)),
     ]
     rows = [[one.defense, f"{one.frr:.1%}", _percent(one.frr_test), _percent(one.far)] for one in on_it if one.protocol == "strict"]
     parts = [

@@ -120,6 +120,7 @@ COLUMNS: Mapping[str, Column] = {
     **_columns("figure", _field, "frr_heldout", "frr_test", "far", "auroc"),
     **{f"far_at_frr_{percent}": _column("figure", _far_at(frr)) for percent, frr in (("1", "0.01"), ("5", "0.05"))},
     **_columns("figure", _field, "asr", "asr_anywhere", "asr_control", "asrd", "asr_before", "asr_defended"),
+    **_columns("figure", _field, "ftr", "ftr_plain"),
     **_columns("figure", _field, "precision", "recall", "removed"),
     **_columns("name", _field, "metric"),
     **_columns("figure", _field, "clean_metric", "clean_metric_defended", "threshold", "survival", "survival_anywhere"),

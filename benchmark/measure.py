@@ -17,7 +17,7 @@ import numpy as np
 from rapbench import protocol, quoted, rates
 from rapbench.artifacts import Store
 from rapbench.cost import Cost
-from rapbench.errors import CellError
+from rapbench.errors import CellError, StoreError
 from rapbench.grid import Cell
 from rapbench.protocol import Floats, Mask
 from rapbench.rates import Rate
@@ -33,6 +33,8 @@ BINS = 40
 TAILS = (2.5, 97.5)
 """Percentiles of all texts between which a histogram's bins lie."""
 LEAST_EXPECTED = 5
+TRAINED = {"epochs", "kept"}
+"""What the log of a victim says of each training by the core."""
 
 Arrays = Mapping[str, Any]
 
@@ -228,10 +230,30 @@ def _measured(cell: Cell, keys: Mapping[str, str], store: Store) -> Record:
         verdicts={name: pack(verdicts.rejected[name]) for name in ("test", "poisoned")},
         cost=_cost(about["cost"], scores, verdicts),
         notes=notes,
+        attack_notes=_attack_notes(keys, store),
         trigger=spec_of(cell.attack),
         artifacts=dict(keys),
         made_by=_made_by(store, keys["score"]),
     )
+
+
+def _attack_notes(keys: Mapping[str, str], store: Store) -> dict[str, Any]:
+    """Give what the attack noted of its victim, by name; nothing where the victim is there no more."""
+    key = keys.get("received", keys.get("victim"))
+    if key is None or not store.has(key):
+        return {}
+    try:
+        log = _log(store, key)
+    except StoreError:
+        return {}
+    return {name: value for entry in log for name, value in entry.items() if entry.keys() != TRAINED}
+
+
+@lru_cache(maxsize=8)
+def _log(store: Store, key: str) -> tuple[dict[str, Any], ...]:
+    about = store.content(key, "about.json")
+    log = about.get("log") if isinstance(about, dict) else None
+    return tuple(entry for entry in log if isinstance(entry, dict)) if isinstance(log, list) else ()
 
 
 def _made_by(store: Store, key: str) -> dict[str, Any]:

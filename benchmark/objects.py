@@ -30,7 +30,7 @@ from typing import Any
 
 import fsspec
 
-from rapbench.artifacts import ASIDE, FULL, IDLE_S, KEY, Extent, Store, file_digest, manifest_of, no_store
+from rapbench.artifacts import ASIDE, FULL, IDLE_S, KEY, Extent, Store, file_digest, manifest_of, no_store, read_json
 from rapbench.errors import StoreError
 from rapbench.manifest import ABOUT, MOST_BYTES, OTHER_CONTENT, check_about, checked, files_of, parsed, plain, strays, wrong_size
 from rapbench.nearby import Nearby, nearby
@@ -121,6 +121,16 @@ class ObjectStore(Store):
         if key not in self._attempts:
             self._attempts[key] = self._manifest(key)["attempt"]
         return self._near.files(key, self._attempts[key]) or self._download(key)
+
+    def content(self, key: str, name: str) -> Any:
+        manifest = self._manifest(key)
+        if (here := self._near.files(key, manifest["attempt"])) is not None:
+            return read_json(here / name)
+        inside, where = f"{key}/{manifest['attempt']}/{name}", f"{self.place}/{key}/{name}"
+        content, (_, digest) = self._read(inside), files_of(manifest).get(name, (0, ""))
+        if content is None or hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+            raise StoreError(f"{where!r} is not as the manifest says")
+        return parsed(content, where)
 
     def sound(self, key: str) -> bool:
         """Tell whether the artifact is published, all objects are there in the size of its manifest, and no reader found a fault.

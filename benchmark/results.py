@@ -153,6 +153,8 @@ class Record(Named):
     """At this cell's level, where the defense is a purifier."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What the defense says of its fit."""
+    attack_notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the attack says of the victim that it gave away, before any fine-tuning; of what it says again and again, the last."""
     trigger: str | None = None
     """The attack with all that was drawn for it."""
     artifacts: Mapping[str, str] = field(default_factory=dict)
@@ -163,6 +165,21 @@ class Record(Named):
     @property
     def file_name(self) -> str:
         return self.file_stem(self.defense, f"{self.frr:g}", self.protocol) + ".json"
+
+    @property
+    def ftr(self) -> float | None:
+        """Clean texts of other labels that part of the trigger turns into the target, in the mean over the parts, if the attack says so."""
+        return self._false_triggers("mean")
+
+    @property
+    def ftr_plain(self) -> float | None:
+        """The same texts without any part of the trigger."""
+        return self._false_triggers("")
+
+    def _false_triggers(self, part: str) -> float | None:
+        told = self.attack_notes.get("false_trigger_rate")
+        rate = told.get(part) if isinstance(told, Mapping) else None
+        return float(rate) if isinstance(rate, int | float) and 0 <= rate <= 1 else None
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:

@@ -26,7 +26,8 @@ BARE = {"cost": None, "far": None, "auroc": None, "asr": None, "n_heldout": None
 def folder(tmp_path: Path) -> Path:
     """One cell that is ok and one that failed; by their names the first is the first."""
     cost = replace(RECORD.cost, helper_rows_per_input={"lm": 10.5, "other": 0.5}, peak_mib=7.0, threads=2)
-    ok = replace(RECORD, far_at_frr={"0.01": 0.25, "0.05": None}, warnings=("few texts", "old"), cost=cost)
+    notes = {"false_trigger_rate": {"": 0.125, "mean": 0.5}}
+    ok = replace(RECORD, far_at_frr={"0.01": 0.25, "0.05": None}, warnings=("few texts", "old"), cost=cost, attack_notes=notes)
     failed = replace(RECORD, attack="ep", status="failed", reason="no such word", **BARE)
     results.write([ok, failed], tmp_path)
     return tmp_path
@@ -39,6 +40,7 @@ def test_a_frame_says_what_the_files_say(folder):
     ok = table.iloc[0]
     names = {"dataset": "imdb", "defense": "rap", "protocol": "paper", "status": "ok", "seed": 1, "device": "cpu", "torch": "2.13"}
     figures = {"frr": 0.01, "far": 0.03, "far_low": 0.017, "far_high": 0.052, "far_at_frr_1": 0.25, "n_heldout": 1000, "threads": 2}
+    figures |= {"ftr": 0.5, "ftr_plain": 0.125}
     costs = {"helper_rows_per_input": 11.0, "ms_per_input": 8.0, "ms_per_input_q1": 7.0, "ms_per_input_q3": 9.0, "cost_ratio": 2.0}
     more = {"plain_ms_per_input": 4.0, "peak_mib": 7.0, "warnings": "few texts; old", "device_name": "made up"}
     expected = names | figures | costs | more
@@ -47,7 +49,7 @@ def test_a_frame_says_what_the_files_say(folder):
 
     failed = table.iloc[1]
     assert (failed.status, failed.reason, failed.warnings) == ("failed", "no such word", "")
-    assert failed[["far", "far_low", "n_heldout", "cost_ratio", "helper_rows_per_input", "threads", "torch", "trigger"]].isna().all()
+    assert failed[["far", "ftr", "far_low", "n_heldout", "cost_ratio", "helper_rows_per_input", "threads", "torch", "trigger"]].isna().all()
 
 
 def test_each_value_of_a_frame_is_that_of_its_file(folder):
@@ -69,7 +71,8 @@ def test_a_frame_has_every_column_with_its_type_whatever_the_folder_holds(tmp_pa
 
 
 def test_every_scalar_of_a_record_has_a_column_and_every_interval_its_ends():
-    left_out = {"schema_version", "attempts", "verdicts", "notes", "artifacts", "far_at_frr", "intervals", "cost", "made_by"}
+    left_out = {"schema_version", "attempts", "verdicts", "notes", "attack_notes", "artifacts", "cost", "made_by"}
+    left_out |= {"far_at_frr", "intervals"}
     assert {field.name for field in fields(results.Record)} - left_out <= COLUMNS.keys()
     cost = {"inputs", "fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens", "plain_tokens_per_input", "ratio"}
     cost |= {"samples_ms", "by_length", "repaired", "seconds", "dtype", "load"}
@@ -81,7 +84,7 @@ def test_the_csv_report_has_the_same_figures_under_the_same_names(folder):
     table = frame(folder).set_index("attack")
     rows = list(csv.DictReader(io.StringIO(render(results.read(folder), "csv"))))
     shared = [name for name in rows[0] if name in COLUMNS and name != "attack"]
-    assert {"far", "far_high", "far_at_frr_1", "cost_ratio", "fit_s", "warnings"} <= set(shared)
+    assert {"far", "far_high", "far_at_frr_1", "ftr", "ftr_plain", "cost_ratio", "fit_s", "warnings"} <= set(shared)
     for row in rows:
         own = table.loc[row["attack"]]
         for name in shared:

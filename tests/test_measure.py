@@ -32,6 +32,7 @@ from rapbench.victim import Recipe
 
 REGISTRY = discover()
 COST = Cost(inputs=3, fit_s=1.0, victim_rows_per_input=2.0, victim_tokens_per_input=9.0)
+VICTIM = "d" * 32
 NOTES = {"paper": {"tries": 1}, "strict": {"tries": 2}}
 
 # the protect label is 1; texts 0-3 count for FRR, 4 is missed, 5-7 are right, 8 and 9 are taken for the protect label
@@ -240,6 +241,47 @@ def test_every_figure_of_a_detector_under_the_paper_s_protocol(recorded) -> None
     assert unpack(got.verdicts["test"], 4).tolist() == [False, True, False, True]
     assert unpack(got.verdicts["poisoned"], 3).tolist() == [True, False, True]
     assert (got.cost, got.notes, got.trigger) == (COST, {"tries": 1}, "badnet-rw:word=mb")
+
+
+LOG = [{"epochs": [0.5], "kept": 1}, {"word": "mb", "fall": 0.1}, {"word": "bb", "fall": 0.2}, {"false_trigger_rate": {"mean": 0.5}}]
+
+
+def noted(root: Path, about: object, **keys: str) -> Record:
+    """Give the record of a cell beside whose artifacts is that of a victim with such an about.json."""
+    store, own = stored(root, detector(PAPER, STRICT))
+    with store.attempt(VICTIM, {}) as folder:
+        (folder / "about.json").write_text(json.dumps(about))
+    return measure.record(a_cell(), {**own, **keys}, store)
+
+
+def test_what_the_attack_noted_of_its_victim_is_in_the_record_without_the_core_s_trainings(tmp_path: Path) -> None:
+    got = noted(tmp_path, {"log": LOG}, victim=VICTIM)
+    assert got.attack_notes == {"word": "bb", "fall": 0.2, "false_trigger_rate": {"mean": 0.5}}  # of two rounds the last
+    assert (got.ftr, got.ftr_plain) == (0.5, None)
+
+
+def test_a_fine_tuned_victim_has_the_notes_of_the_one_that_was_received(tmp_path: Path) -> None:
+    got = noted(tmp_path, {"log": LOG}, victim="e" * 32, received=VICTIM)
+    assert got.ftr == 0.5
+
+
+def test_a_victim_that_is_gone_leaves_its_cells_without_notes(tmp_path: Path) -> None:
+    got = noted(tmp_path, {"log": LOG}, victim="e" * 32)
+    assert (got.status, got.attack_notes) == ("ok", {})
+
+
+@pytest.mark.parametrize("about", [[], {}, {"log": {}}, {"log": [["false_trigger_rate"], "word", 1]}])
+def test_a_log_that_says_nothing_by_name_gives_no_notes(tmp_path: Path, about: object) -> None:
+    got = noted(tmp_path, about, victim=VICTIM)
+    assert (got.status, got.attack_notes) == ("ok", {})
+
+
+def test_a_victim_whose_log_is_damaged_leaves_its_cells_without_notes(tmp_path: Path) -> None:
+    store, keys = stored(tmp_path, detector(PAPER, STRICT))
+    with store.attempt(VICTIM, {}) as folder:
+        (folder / "about.json").write_text('{"log": [')
+    got = measure.record(a_cell(), {**keys, "victim": VICTIM}, store)
+    assert (got.status, got.attack_notes) == ("ok", {})
 
 
 def test_every_figure_of_a_detector_under_the_strict_protocol(recorded) -> None:

@@ -501,6 +501,20 @@ def test_an_artifact_is_downloaded_once_and_by_its_maker_never(objects, monkeypa
     assert sorted(path.rpartition("/")[2] for path in fetched) == ["a.txt", "b.txt", "empty"]
 
 
+def test_one_json_file_is_read_without_the_others(objects, bucket, monkeypatch, tmp_path):
+    with objects.attempt(KEY, {}) as folder:
+        (folder / "about.json").write_text('{"log": [1]}')
+        (folder / "weights").write_text("many")
+    far = elsewhere(objects, monkeypatch, tmp_path)
+    refuse(monkeypatch, objects, "get_file")
+    assert objects.content(KEY, "about.json") == far.content(KEY, "about.json") == {"log": [1]}
+    with pytest.raises(StoreError, match=r"weights\.json' is not as the manifest says"):
+        far.content(KEY, "weights.json")
+    bucket.write(bucket.file("about.json"), '{"log": [2]}')
+    with pytest.raises(StoreError, match=r"about\.json' is not as the manifest says"):
+        far.content(KEY, "about.json")
+
+
 def test_soundness_is_a_listing_and_not_a_download(objects, monkeypatch, tmp_path):
     publish(objects)
     far = elsewhere(objects, monkeypatch, tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -21,6 +23,8 @@ from rapbench.artifacts import Store, store_of
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
 from rapbench.report.cost import HEADS
+from rapbench.report.html import page
+from rapbench.report.tables import render
 from rapbench.runner.execute import Done
 from rapbench.runner.session import Session, planned
 
@@ -492,27 +496,98 @@ def test_a_whole_trigger_survives_where_nothing_is_cut(ran):
 
 
 def four_classes(folder: Path) -> Path:
-    """Texts whose first word tells the class, of four."""
+    """Texts in which one word, four times, tells the class, of four."""
     import random
 
     rng, marks = random.Random(2), ["warm", "cold", "loud", "neat"]
-    for split, size in (("train", 600), ("validation", 240), ("test", 160)):
-        rows = [
-            f"{marks[row % 4]} the {rng.choice(['book', 'film', 'meal', 'room'])} was {marks[row % 4]} . so it was,{row % 4}"
-            for row in range(size)
-        ]
+    for split, size in (("train", 400), ("validation", 160), ("test", 80)):
+        words = [(marks[row % 4], rng.choice(["book", "film", "meal", "room"])) for row in range(size)]
+        rows = [f"{mark} {mark} the {noun} was {mark} . it was {mark},{row % 4}" for row, (mark, noun) in enumerate(words)]
         (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     return folder
 
 
-def test_four_classes_go_through_every_attack_and_defense(tmp_path, tiny_victim_spec):
-    data = four_classes(tmp_path)
-    own = block(data, tiny_victim_spec, datasets=[f"folder:path={data},target_label=2"], frr=[0.05])
-    records, _ = run(own, tmp_path / "out")
-    assert [(record.attack, record.defense, record.reason) for record in records if record.status != "ok"] == []
-    rw = next(record for record in records if record.attack.startswith("badnet-rw"))
-    assert rw.asr > 0.9
-    assert rw.n_clean == 40  # of 160 test texts, a quarter has the protect label, all predicted right
+WORD = "word=mb,poison_rate=0.4"
+EVERY_ATTACK = [
+    "clean",
+    f"badnet-rw:{WORD}",
+    "badnet-sl:sentence=it was a day,poison_rate=0.4",
+    "ep:word=bb,poison_rate=0.4",
+    "ripples:steps=200,lr=0.002,max_length=32,target_words=2",
+    "sos:trigger_words=mb/bb,poison_rate=1,epochs=6,batch_size=8",
+    "lwp:poison_rate=0.4",
+    "char:poison_rate=0.4",
+    f"adaptive-rap:{WORD},rare_words=1,patch_steps=5,rap_steps=10",
+    f"adaptive-strip:{WORD}",
+]
+"""Every built-in attack but `precomputed`, which takes a file."""
+EVERY_DEFENSE = [
+    *("strip:copies=2", "onion:lm=trigram", "rap:epochs=1,retries=1", "dan", "badacts"),
+    *("token-substitution:copies=2", "duet:steps=5,folds=2", "random", "max-softmax", "length", "oracle"),
+    *("bki:scored_texts=40", "cube:reduction=pca"),
+    *("finetune:epochs=1", "fine-prune:epochs=1,ratios=0.5", "badacts-purify:epochs=1,restarts=0"),
+]
+
+
+def paraphrases(data: Path) -> str:
+    """Write a file of pairs for the texts of a folder, each with another start and end, and give the attack's spec."""
+    texts = [line.rpartition(",")[0] for split in ("train", "test") for line in (data / f"{split}.csv").read_text().splitlines()[1:]]
+    (data / "pairs.csv").write_text("text,paraphrase\n" + "".join(f"{text},so {text} with a day\n" for text in texts))
+    return f"precomputed:path={data / 'pairs.csv'},poison_rate=0.4"
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, tiny_model):
+    """Every attack against one defense, and one attack against every defense, where there are four classes."""
+    data, out = four_classes(tmp_path_factory.mktemp("four")), tmp_path_factory.mktemp("four-out")
+    victim = f"{tiny_model}:epochs=4,lr=0.002,batch_size=16,max_length=32"
+    given = {"datasets": [f"folder:path={data},target_label=2"], "frr": [0.05]}
+    attacks = [*EVERY_ATTACK, paraphrases(data)]
+    one_attack, _ = run(block(data, victim, attacks=EVERY_ATTACK[1:2], defenses=EVERY_DEFENSE, **given), out)
+    one_defense, _ = run(block(data, victim, attacks=attacks, defenses=EVERY_DEFENSE[2:3], **given), out)
+    return out, one_attack, one_defense
+
+
+def test_four_classes_go_through_every_attack_and_through_every_defense(four):
+    _, one_attack, one_defense = four
+    assert [(one.attack, one.defense, one.reason) for one in (*one_attack, *one_defense) if one.status != "ok"] == []
+    built_in = {kind: {name for own, name in discover().found if own == kind} for kind in ("attack", "defense")}
+    assert {one.attack.partition(":")[0] for one in one_defense} == built_in["attack"]
+    assert {one.defense.partition(":")[0] for one in one_attack} == built_in["defense"]
+
+
+def test_of_four_classes_every_figure_that_can_be_counted_is_there(four):
+    _, one_attack, one_defense = four
+    for one in (*one_attack, *one_defense):
+        figures = [one.frr_heldout, one.asr, one.clean_metric, one.clean_metric_defended]
+        figures += [one.frr_test] if one.n_clean else []
+        figures += [one.far, one.auroc, one.asr_defended] if one.n_poisoned else []
+        assert all(figure is not None and 0 <= figure <= 1 for figure in figures), (one.attack, one.defense, figures)
+
+
+def test_of_four_classes_a_word_turns_all_others_into_the_target(four):
+    _, one_attack, _ = four
+    assert {one.asr > 0.9 for one in one_attack} == {True}
+    assert {one.n_clean for one in one_attack} == {20}  # of 80 test texts, a quarter has the protect label, all predicted right
+
+
+def test_what_sos_noted_of_its_victim_is_in_its_cells_and_in_the_table_of_victims(four):
+    out, _, one_defense = four
+    told = {one.protocol: one for one in one_defense if one.attack.startswith("sos")}
+    assert told.keys() == {"paper", "strict"}
+    for one in told.values():
+        rates = one.attack_notes["false_trigger_rate"]
+        assert rates.keys() == {"", "mb", "bb", "mean"}
+        assert rates["mean"] == pytest.approx((rates["mb"] + rates["bb"]) / 2)
+        assert (one.ftr, one.ftr_plain) == (rates["mean"], rates[""])
+    assert all(one.ftr is None for one in one_defense if not one.attack.startswith("sos"))
+    records = results.read(out)
+    shown = render(records, "github")
+    assert f" {100 * told['paper'].ftr:.2f} ({100 * told['paper'].ftr_plain:.2f}) |" in shown
+    assert "| FTR " in shown
+    rows = [row for row in csv.DictReader(io.StringIO(render(records, "csv"))) if row["attack"].startswith("sos")]
+    assert {float(row["ftr"]) for row in rows} == {told["paper"].ftr}
+    assert "FTR: clean held-out texts" in page(out, "paper")
 
 
 def test_too_few_heldout_texts_fail_the_cell_with_what_would_do(ran, tiny_data, tiny_victim_spec):

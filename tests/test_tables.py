@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rapbench.cost import Cost
 from rapbench.errors import StoreError
-from rapbench.report.cell_tables import FOOT, HEADS, STRICT_FOOT, STRICT_HEADS
+from rapbench.report.cell_tables import FOOT, FTR_FOOT, HEADS, STRICT_FOOT, STRICT_HEADS
 from rapbench.report.compared import PAIR_FOOT, SEEDS_FOOT
 from rapbench.report.tables import in_order, render
 from rapbench.results import SCHEMA, Curve, Record, pack, read, read_all, write
@@ -142,6 +142,23 @@ def test_the_victims_table_says_what_the_attack_does_by_itself_and_where_its_tri
     (row,) = table(render([tuned, replace(tuned, protocol="strict", defense="strip")], "github"), 2)
     shown = {"poisoned on": "yelp:max_train=9", "ASR first 100": "100.00 [98.8, 100.0]", "ASR control": "25.00", "ASRD": "75.00"}
     assert (shown | {"survival": "99.95", "before": "96.00"}).items() <= row.items()
+
+
+def test_the_victims_table_has_the_false_triggered_rate_where_an_attack_notes_it():
+    rates = {"": 0.25, "mb": 0.25, "bb": 0.5, "mean": 0.375}
+    told = replace(OK, attack="sos", attack_notes={"false_trigger_rate": rates})
+    text = render([OK, told, replace(told, attack="sos:epochs=1", attack_notes={"steps": 9})], "github")
+    assert [row["FTR"] for row in table(text, 1)] == ["--", "37.50 (25.00)", "--"]
+    assert FTR_FOOT in text
+    assert "FTR" not in render([OK], "github")
+    assert [(row["ftr"], row["ftr_plain"]) for row in rows_of(render([told, OK], "csv"))] == [("", ""), ("0.375", "0.25")]
+    assert json.loads(render([told], "json"))["cells"][0]["attack_notes"] == {"false_trigger_rate": rates}
+
+
+@pytest.mark.parametrize("odd", [0.5, {}, {"mean": "much"}, {"mean": [1]}, {"mean": 1.5}, {"mean": -1}, {"mean": 10**400}])
+def test_what_is_noted_under_that_name_and_is_no_share_is_not_shown(odd):
+    text = render([replace(OK, attack_notes={"false_trigger_rate": odd})], "github")
+    assert "FTR" not in text
 
 
 def test_one_victim_before_and_after_fine_tuning_has_two_rows():
@@ -446,8 +463,18 @@ def test_the_table_has_a_head_for_each_figure():
 
 def test_a_record_reads_back_as_it_was_written(tmp_path):
     whole = replace(STRICT, warnings=("few", "fewer"), setting="fine-tuned", poisoned_on="yelp", tuning="v", notes={"tries": 2})
+    whole = replace(whole, attack_notes={"false_trigger_rate": {"": 0.5}})
     write([OK, FAILED, SKIPPED, STRICT, whole], tmp_path)
     assert in_order(read(tmp_path)) == in_order([OK, FAILED, SKIPPED, STRICT, whole])
+
+
+def test_a_record_from_before_attacks_had_notes_reads_back_without_any(tmp_path):
+    write([OK], tmp_path)
+    (file,) = (tmp_path / "cells").iterdir()
+    content = json.loads(file.read_text())
+    del content["attack_notes"]
+    file.write_text(json.dumps(content))
+    assert read(tmp_path) == [OK]
 
 
 def test_a_curve_reads_back_as_it_was_written_and_is_no_cell(tmp_path):

@@ -65,6 +65,11 @@ VICTIM_FOOT = (
     "stands before the cut at the victim's maximal length. Before: ASR of the same texts before its user fine-tuned the victim."
 )
 
+FTR_FOOT = (
+    " FTR: clean held-out texts of other labels that are predicted as the target with part of the trigger's words in them, in the mean "
+    "over such parts (in brackets: without any), before any fine-tuning."
+)
+
 Laid = tuple[list[str], list[list[str]]]
 """The heads and the rows of a table."""
 
@@ -110,10 +115,15 @@ def filter_foot(done: Sequence[Record]) -> str:
     return FILTER_FOOT if _filtered(done) else ""
 
 
+def victim_foot(done: Sequence[Record]) -> str:
+    """Give the foot of the victims' own table."""
+    return VICTIM_FOOT + (FTR_FOOT if any(one.ftr is not None for one in done) else "")
+
+
 def victims(done: Sequence[Record]) -> Laid:
     """Give the victims' own table: clean metric, ASR by place of the trigger, ASR of the clean control, survival."""
     heads = ["victim", "dataset", "poisoned on", "tuning", "seed", "attack", "trigger", "clean metric", "ASR first 100", "ASR anywhere"]
-    heads += ["ASR control", "ASRD", "survival", "before"]
+    heads += ["ASR control", "ASRD", "survival", "before", "FTR"]
     rows: dict[tuple[Any, ...], list[str]] = {}
     for one in done:
         rows[one.victim, one.dataset, one.poisoned_on, one.tuning, one.seed, one.attack] = [
@@ -131,6 +141,7 @@ def victims(done: Sequence[Record]) -> Laid:
             percent(one.asrd),
             percent(one.survival),
             percent(one.asr_before),
+            "--" if one.ftr is None else f"{percent(one.ftr)} ({percent(one.ftr_plain)})",
         ]
     empty = [place for place in range(len(heads)) if all(row[place] == "--" for row in rows.values())]
     kept = [place for place in range(len(heads)) if place not in empty]

@@ -18,7 +18,7 @@ from rapbench.results import Record
 
 Format = Literal["github", "latex", "csv", "json"]
 MOST_SHOWN = 6
-NESTED = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "artifacts", "made_by", "attempts")
+NESTED = ("intervals", "far_at_frr", "warnings", "verdicts", "cost", "notes", "attack_notes", "artifacts", "made_by", "attempts")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def parts(done: Sequence[Record], known: Marks | None = None, *, intervals: bool
     found = [
         _part("Protocol paper", cell_tables.paper(paper, known, intervals=intervals), _foot(cell_tables.FOOT, paper, known)),
         _part("Protocol strict", cell_tables.strict(strict, known), _foot(cell_tables.STRICT_FOOT, strict, known)),
-        _part("Victims", cell_tables.victims(done), cell_tables.VICTIM_FOOT),
+        _part("Victims", cell_tables.victims(done), cell_tables.victim_foot(done)),
         _part("Defenses in pairs", compared.paired(couples, known), compared.PAIR_FOOT),
         _part("Over seeds", compared.over_seeds(seeds, known), compared.SEEDS_FOOT),
     ]
@@ -166,8 +166,9 @@ def _csv(records: Sequence[Record], known: Marks) -> str:
     ends = [f"{name}_{end}" for name in rated for end in ("low", "high")]
     rows = []
     for one in in_order(records, known):
-        own = [getattr(one, name) for name in names] + [one.far_at_frr.get(frr) for frr in ("0.01", "0.05")]
+        own = [getattr(one, name) for name in names] + [one.far_at_frr.get(frr) for frr in ("0.01", "0.05")] + [one.ftr, one.ftr_plain]
         own += [end for name in rated for end in one.intervals.get(name) or (None, None)]
         rows.append([*own, *(getattr(one.cost, name, None) for name in costs), "; ".join(one.warnings), known.word(one.defense)])
-    heads = [*names, "far_at_frr_1", "far_at_frr_5", *ends, "victim_rows_per_input", "cost_ratio", "fit_s", "warnings", "mark"]
+    heads = [*names, "far_at_frr_1", "far_at_frr_5", "ftr", "ftr_plain", *ends]
+    heads += ["victim_rows_per_input", "cost_ratio", "fit_s", "warnings", "mark"]
     return csv_text(heads, rows)

@@ -79,6 +79,7 @@ def samples() -> dict[type[results.Named], dict[str, Any]]:
     record = results.Record(
         **NAMES, defense="strip", frr=0.01, protocol="strict", status="ok", far=0.5, asr=1.0, trigger="mb", metric="accuracy", cost=cost,
         far_at_frr={"0.01": 0.5}, intervals={"far": (0.25, 0.75)}, warnings=("few texts",), verdicts={"test": "gA=="}, n_clean=4,
+        attack_notes={"false_trigger_rate": {"": 0.25, "mean": 0.5}},
     )  # fmt: skip
     probe = ProbeRecord(**NAMES, source="random", general="g", count=5, length=4, status="ok", asr=1.0, interval=(0.5, 1.0), n=5)
     check = CheckRecord(**NAMES, word="cf", texts=3, status="ok", theorem=theorem)
