@@ -29,10 +29,10 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
 
 
-def gpt2() -> Any:
+def gpt2(positions: int = 256) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = {"n_positions": 256, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
+    config = {"n_positions": positions, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
 
 
@@ -67,10 +67,10 @@ def falcon() -> Any:
     return FalconForCausalLM(FalconConfig(vocab_size=VOCABULARY, alibi=True, **sizes))
 
 
-def gpt_neo() -> Any:
+def gpt_neo(window: int = 8, positions: int = 256) -> Any:
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 8, "max_position_embeddings": 256}
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": window, "max_position_embeddings": positions}
     shape = {"attention_types": [[["global", "local"], 1]], "initializer_range": 0.4, "bos_token_id": 0, "eos_token_id": 0}
     return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCABULARY, **shape, **sizes))
 
@@ -268,18 +268,11 @@ def test_a_model_that_cannot_share_a_prefix_reads_each_of_several_whole(build: A
 
 def far_sighted() -> Any:
     """Its attention is local by places in a row, further than the texts below are long, and less far than rows of them."""
-    from transformers import GPTNeoConfig, GPTNeoForCausalLM
-
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 256, "max_position_embeddings": 1024}
-    shape = {"attention_types": [[["global", "local"], 1]], "initializer_range": 0.4, "bos_token_id": 0, "eos_token_id": 0}
-    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCABULARY, **shape, **sizes))
+    return gpt_neo(window=256, positions=1024)
 
 
 def of_few_places() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = {"n_positions": 300, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
+    return gpt2(positions=300)
 
 
 def deaf() -> Any:
