@@ -139,16 +139,20 @@ class Causal:
 
     def computed(self, rows: Sequence[Sequence[int]]) -> int:
         """Give how many tokens the model reads for `leave_one_out` of these rows."""
-        if len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))):
+        if self._shares(rows):
             return len(rows[0]) + sum(len(Rest.of(ids, rows[0], self.reading.reach).read) for ids in rows[1:])
         return sum(len(window.ids) for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
 
     def leave_one_out_of_each(self, texts: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float64]]:
         """Give `leave_one_out` of several texts with their variants; up to `batch_texts` are read at once, where a row holds them."""
-        sharing = [len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows))) for rows in texts]
+        sharing = [self._shares(rows) for rows in texts]
         fits = [rows for rows, shares in zip(texts, sharing, strict=True) if shares]
         found = iter([own for together in self._companies(fits) for own in self._leave_one_out(together, self.reading.reach)])
         return [next(found) if shares else self.surprise(rows) for rows, shares in zip(texts, sharing, strict=True)]
+
+    def _shares(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Tell whether the variants of a text (the first row) are scored behind its prefix."""
+        return len(rows[0]) > 1 and self.shares_prefix(max(map(len, rows)))
 
     def _companies(self, texts: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Sequence[Sequence[int]]]]:
         """Give the texts in order, as many at once as may share a row and fit into it; at least one."""
@@ -180,6 +184,8 @@ class Causal:
 
         The model is checked once, on drawn texts, of which as many as may share a row fill it.
         """
+        if self.reading.batch_texts == 1:
+            return False
         if self._mingles is None:
             texts = min(self.reading.batch_texts, max(self._row_tokens // SMALLEST_CHECK, 2))
             length = min(self._row_tokens // texts, self.reading.window)

@@ -66,11 +66,11 @@ class Effort:
         `own`: the rows and tokens of reading each text's variants whole, and the tokens that were computed of it. The rows that were
         computed, and the seconds, go by the last; nothing is lost by rounding.
         """
-        computed = np.cumsum([0, *(tokens for *_, tokens in own)])
-        until = computed / computed[-1] if computed[-1] else np.linspace(0, 1, len(computed))
-        shares = zip(np.diff(np.rint(until * self.counts[2]).astype(int)).tolist(), (np.diff(until) * self.seconds).tolist(), strict=True)
-        parts = zip(own, shares, strict=True)
-        return [type(self)((rows, tokens, shared, computed), seconds) for (rows, tokens, computed), (shared, seconds) in parts]
+        done = np.cumsum([0, *(computed for *_, computed in own)])
+        until = done / done[-1] if done[-1] else np.linspace(0, 1, len(done))
+        shared, seconds = np.diff(np.rint(until * self.counts[2]).astype(int)).tolist(), (np.diff(until) * self.seconds).tolist()
+        parts = zip(own, shared, seconds, strict=True)
+        return [type(self)((rows, tokens, part, computed), took) for (rows, tokens, computed), part, took in parts]
 
 
 @dataclass(frozen=True)
