@@ -269,11 +269,11 @@ def rapbench_defenses():
 """
 
 
-def wheel(folder: Path, *, pure: str = "true") -> Path:
-    """Write the package `shipped` as a wheel."""
+def wheel(folder: Path, *, pure: str = "true", more: str = "") -> Path:
+    """Write the package `shipped` as a wheel; `more` at the end of its source."""
     path = folder / "shipped-1.0-py3-none-any.whl"
     files = {
-        "shipped.py": SHIPPED,
+        "shipped.py": SHIPPED + more,
         "shipped-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\n",
         "shipped-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: {pure}\nTag: py3-none-any\n",
         "shipped-1.0.dist-info/entry_points.txt": "[rapbench]\nshipped = shipped\n",
@@ -297,6 +297,8 @@ def test_a_shipped_plugin_runs_on_nodes_that_have_it_not_installed(cluster, tmp_
     ended = subprocess.run([*own, "--ship-plugin", str(wheel(tmp_path))], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert {cell["status"] for cell in json.loads(ended.stdout)["cells"]} == {"ok"}
+    edited = subprocess.run([*own, "--ship-plugin", str(wheel(tmp_path, more="# edited"))], capture_output=True, text=True, check=False)
+    assert edited.returncode == 0, edited.stderr  # under the same file name
 
 
 def test_a_node_that_lacks_a_plugin_is_named_before_anything_runs(cluster, tmp_path, tiny_model):

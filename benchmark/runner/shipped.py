@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from rapbench.errors import ClusterError
@@ -19,12 +20,26 @@ MOST_BYTES = 256 * 2**20
 
 def install(wheels: Sequence[Path]) -> None:
     """Let this process import what is in pure-Python wheels, their entry points included; gone when it ends."""
-    for wheel in wheels:
-        site = Path(tempfile.mkdtemp(prefix="rapbench-shipped-"))
-        atexit.register(shutil.rmtree, site, ignore_errors=True)
-        _unpack(wheel, site)
-        sys.path.insert(0, str(site))
+    sys.path[:0] = [str(_site(wheel.resolve())) for wheel in wheels]
     importlib.invalidate_caches()
+
+
+def modules(wheels: Sequence[Path]) -> list[str]:
+    """Give the paths of what is in wheels, as Ray's `py_modules` takes it: it sends each to every node under a digest of its bytes.
+
+    The wheels themselves it would know by their file names, so that a node goes on with an older one of the same name; and it
+    would have each node's `pip` install them, with what they depend on, into one folder for all nodes of a machine.
+    """
+    return [str(path) for wheel in wheels for path in sorted(_site(wheel.resolve()).iterdir()) if path.is_dir() or path.suffix == ".py"]
+
+
+@cache
+def _site(wheel: Path) -> Path:
+    """Give the folder into which this process unpacks a wheel."""
+    site = Path(tempfile.mkdtemp(prefix="rapbench-shipped-"))
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    _unpack(wheel, site)
+    return site
 
 
 def _unpack(wheel: Path, site: Path) -> None:
