@@ -33,6 +33,16 @@ class Ended(NamedTuple):
     err: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files whose every test needs a cluster first: they take longest, and last they would keep one process alone."""
+    items.sort(key=lambda item: not _on_a_cluster(item))
+
+
+def _on_a_cluster(item: pytest.Item) -> bool:
+    file = item.getparent(pytest.Module)
+    return file is not None and any(mark.name == "ray" for mark in file.own_markers)
+
+
 @pytest.fixture
 def rapbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Give what runs the command line inside this process."""

@@ -187,7 +187,8 @@ def test_a_model_that_fails_on_long_texts_still_shares_short_ones(tokenizer: Any
     scored = Causal._leave_one_out
 
     def wrong(self: Causal, texts: Any, reach: int) -> list[Any]:
-        return [own * (1 + 2e-4 * (len(rows[0]) > 40)) for rows, own in zip(texts, scored(self, texts, reach), strict=True)]
+        found = zip(texts, scored(self, texts, reach), strict=True)
+        return [own._replace(log_ppl=own.log_ppl * (1 + 2e-4 * (len(rows[0]) > 40))) for rows, own in found]
 
     monkeypatch.setattr(Causal, "_leave_one_out", wrong)
     assert [lm.shares_prefix(length) for length in (200, 64, 33, 32, 2)] == [False, False, False, True, True]
@@ -240,7 +241,8 @@ def test_a_text_in_company_has_the_scores_that_it_has_alone(build: Any, tokenize
     lone, together = (made(build, tokenizer, bos=bos, reach=reach, batch_texts=number) for number in (1, 5))
     texts = [left_out(lone, text) for text in TEXTS]
     for own, its in zip(together.leave_one_out_of_each(texts), lone.leave_one_out_of_each(texts), strict=True):
-        assert own == pytest.approx(its, rel=1e-6, nan_ok=True)
+        assert own.log_ppl == pytest.approx(its.log_ppl, rel=1e-6, nan_ok=True)
+        assert own.computed == its.computed
     assert together.path() == lone.path() == "shared prefix"
 
 
@@ -263,7 +265,8 @@ def test_a_model_that_cannot_share_a_prefix_reads_each_of_several_whole(build: A
     lm = made(build, tokenizer, batch_texts=4)
     texts = [left_out(lm, text) for text in TEXTS[:3]]
     for own, rows in zip(lm.leave_one_out_of_each(texts), texts, strict=True):
-        assert own.tolist() == lm.surprise(rows).tolist()
+        assert own.log_ppl.tolist() == lm.surprise(rows).tolist()
+        assert own.computed == sum(map(len, rows))
 
 
 def far_sighted() -> Any:
@@ -293,11 +296,11 @@ def test_a_model_whose_texts_would_see_each_other_reads_them_one_by_one(build: A
     lone, lm = (made(build, tokenizer, batch_texts=number) for number in (1, 16))
     texts = [without_each(range(5 + number, 19 + number)) for number in range(16)]
     alone = [lone.leave_one_out(rows) for rows in texts]
-    apart = [np.abs(own / its - 1).max() for own, its in zip(lm._leave_one_out(texts, 0), alone, strict=True)]
+    apart = [np.abs(own.log_ppl / its - 1).max() for own, its in zip(lm._leave_one_out(texts, 0), alone, strict=True)]
     assert max(apart) > 1e-3  # what would be scored if nobody looked
     assert lm.path() == "shared prefix"
     assert not lm.mingles()
-    assert [own.tolist() for own in lm.leave_one_out_of_each(texts)] == [own.tolist() for own in alone]
+    assert [own.log_ppl.tolist() for own in lm.leave_one_out_of_each(texts)] == [own.tolist() for own in alone]
 
 
 def test_rows_may_hold_more_tokens_than_a_model_has_positions(tokenizer: Any) -> None:
@@ -308,7 +311,7 @@ def test_rows_may_hold_more_tokens_than_a_model_has_positions(tokenizer: Any) ->
     assert sizes[0] == 16 * 14
     assert 300 - 224 < max(sizes[1:]) <= 256
     for own, rows in zip(found, texts, strict=True):
-        assert own == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5)
+        assert own.log_ppl == pytest.approx([alone(lm, ids) for ids in rows], rel=1e-5)
 
 
 def test_a_check_in_company_reads_no_more_than_may_stand_in_a_row(tokenizer: Any) -> None:
@@ -325,7 +328,7 @@ def test_a_long_text_among_short_ones_is_read_whole(tokenizer: Any) -> None:
     lm = made(gpt2, tokenizer, window=8, stride=4, batch_texts=4)
     texts = [without_each(range(5, 5 + length)) for length in (4, 20, 6)]
     for own, rows in zip(lm.leave_one_out_of_each(texts), texts, strict=True):
-        assert own == pytest.approx(lm.surprise(rows), rel=1e-5)
+        assert own.log_ppl == pytest.approx(lm.surprise(rows), rel=1e-5)
 
 
 # --- what is computed
@@ -335,8 +338,10 @@ def counted(lm: Causal, rows: Sequence[Sequence[int]]) -> Count:
     lm.shares_prefix(len(rows[0]))
     meter = Meter()
     meter.watch(lm.model, "lm_computed")
-    lm.leave_one_out(rows)
-    return meter.phases["outside"].by["lm_computed"]
+    (found,) = lm.leave_one_out_of_each([rows])
+    count = meter.phases["outside"].by["lm_computed"]
+    assert found.computed == count.tokens
+    return count
 
 
 def test_only_what_follows_a_deletion_is_computed(tokenizer: Any) -> None:
@@ -398,6 +403,31 @@ def test_a_reach_beyond_the_text_is_exact(build: Any, tokenizer: Any, bos: bool,
     exact, wide = (made(build, tokenizer, bos=bos, reach=reach) for reach in (0, 1000))
     rows = left_out(exact, text)
     np.testing.assert_array_equal(wide.leave_one_out(rows), exact.leave_one_out(rows))
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("batch_texts", [1, 3])
+def test_of_the_words_that_look_worst_by_reach_a_share_is_scored_exactly(build: Any, tokenizer: Any, batch_texts: int) -> None:
+    near, exact, both = (
+        made(build, tokenizer, reach=reach, exact_share=share, batch_texts=batch_texts) for reach, share in ((2, 0), (0, 0), (2, 0.3))
+    )
+    texts = [without_each(range(first, first + 14)) for first in (5, 20, 35)]
+    by_reach, exactly = ([own.log_ppl[1:] for own in lm.leave_one_out_of_each(texts)] for lm in (near, exact))
+    for own, its, fully in zip(both.leave_one_out_of_each(texts), by_reach, exactly, strict=True):
+        worst = np.argsort(its)[:5]  # 0.3 of 14 words are 4.2
+        expected = its.copy()
+        expected[worst] = fully[worst]
+        assert own.log_ppl[1:] == pytest.approx(expected, rel=1e-6)
+        assert np.abs(fully - its)[worst].max() > 1e-4
+        # of the variant without word k the model reads 1 token behind what both share, then all 12 - k of those that are read to the end
+        again = sum(12 - k for k in worst if k < 11)
+        assert own.computed == 14 + 12 + again
+
+
+def test_with_all_words_scored_exactly_a_reach_changes_no_score(tokenizer: Any) -> None:
+    exact, all_of_them = made(gpt2, tokenizer), made(gpt2, tokenizer, reach=1, exact_share=1.0)
+    rows = without_each(range(5, 25))
+    assert all_of_them.leave_one_out(rows) == pytest.approx(exact.leave_one_out(rows), rel=1e-6)
 
 
 @pytest.mark.parametrize(

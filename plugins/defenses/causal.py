@@ -8,16 +8,20 @@ Leaving each word out in turn, a text that fits into one window is read once; of
 that differs are computed, behind the text's own keys and values, the rests of many variants in one row of the model. A text
 of l words of one token each costs l + (l - 1) * (l - 2) / 2 tokens then, where reading each variant whole costs l * l.
 Short texts may stand in such rows together, each seeing itself alone.
+
+With a `reach` only so many tokens after a deletion are computed, and the rest keep the whole text's values. Of the variants that
+read best so far a share is then computed to the end: whoever deletes few words decides about exact scores.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +58,8 @@ class Window:
 class Reading:
     """How long texts are cut, how many tokens go through the model at once, and whether a first token is put before them.
 
-    `reach`: how many tokens after a deletion are scored anew, 0: all. `batch_texts`: how many texts may share a row.
+    `reach`: how many tokens after a deletion are scored anew, 0: all; `exact_share`: of which share of a text's variants all are,
+    of those that read best by `reach`. `batch_texts`: how many texts may share a row.
     """
 
     window: int = 1024
@@ -62,6 +67,7 @@ class Reading:
     batch_tokens: int = 4096
     bos: bool = False
     reach: int = 0
+    exact_share: float = 0.0
     batch_texts: int = 1
 
     def within(self, limit: int | None) -> Reading:
@@ -93,6 +99,11 @@ class Rest:
         return cls(ids, kept, min(len(ids), max(kept + reach, len(ids) - tail)), start)
 
     @property
+    def whole(self) -> bool:
+        """Tell whether nothing behind what is shared keeps the text's values."""
+        return self.end == len(self.ids)
+
+    @property
     def read(self) -> Sequence[int]:
         """Give the tokens that the model reads; behind the last of them the token before `end` is scored."""
         return self.ids[self.kept : max(self.end - 1, self.kept)]
@@ -101,6 +112,15 @@ class Rest:
     def scored(self) -> Sequence[int]:
         """Give the tokens that are scored behind those of `read`, one for one."""
         return self.ids[self.kept + 1 : max(self.end, self.kept + 1)]
+
+
+class Surprise(NamedTuple):
+    """What a model says of a text and its variants."""
+
+    log_ppl: NDArray[np.float64]
+    """The mean negative log likelihood of each one's scored tokens, shape (1 + variants,); NaN where there is none."""
+    computed: int
+    """The tokens that the model read for it."""
 
 
 class Causal:
@@ -135,20 +155,19 @@ class Causal:
 
         `reach` holds there only: all tokens of a text that is too long, or of a model that cannot share, are scored anew.
         """
-        return self.leave_one_out_of_each([rows])[0]
+        return self.leave_one_out_of_each([rows])[0].log_ppl
 
-    def computed(self, rows: Sequence[Sequence[int]]) -> int:
-        """Give how many tokens the model reads for `leave_one_out` of these rows."""
-        if self._shares(rows):
-            return len(rows[0]) + sum(len(Rest.of(ids, rows[0], self.reading.reach).read) for ids in rows[1:])
-        return sum(len(window.ids) for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
-
-    def leave_one_out_of_each(self, texts: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float64]]:
+    def leave_one_out_of_each(self, texts: Sequence[Sequence[Sequence[int]]]) -> list[Surprise]:
         """Give `leave_one_out` of several texts with their variants; up to `batch_texts` are read at once, where a row holds them."""
         sharing = [self._shares(rows) for rows in texts]
         fits = [rows for rows, shares in zip(texts, sharing, strict=True) if shares]
         found = iter([own for together in self._companies(fits) for own in self._leave_one_out(together, self.reading.reach)])
-        return [next(found) if shares else self.surprise(rows) for rows, shares in zip(texts, sharing, strict=True)]
+        return [next(found) if shares else self._by_strides(rows) for rows, shares in zip(texts, sharing, strict=True)]
+
+    def _by_strides(self, rows: Sequence[Sequence[int]]) -> Surprise:
+        return Surprise(
+            self.surprise(rows), sum(len(window.ids) for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
+        )
 
     def _shares(self, rows: Sequence[Sequence[int]]) -> bool:
         """Tell whether the variants of a text (the first row) are scored behind its prefix."""
@@ -226,7 +245,8 @@ class Causal:
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             return False  # a model that cannot take such a mask, such positions or such a cache says so in its own way
         return all(
-            np.allclose(own, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True) for own, rows in zip(shared, texts, strict=True)
+            np.allclose(own.log_ppl, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True)
+            for own, rows in zip(shared, texts, strict=True)
         )
 
     @property
@@ -234,18 +254,27 @@ class Causal:
         return min(ROW_CPU if self.model.device.type == "cpu" else ROW_ACCELERATOR, self.reading.batch_tokens)
 
     @torch.inference_mode()
-    def _leave_one_out(self, texts: Sequence[Sequence[Sequence[int]]], reach: int) -> list[NDArray[np.float64]]:
+    def _leave_one_out(self, texts: Sequence[Sequence[Sequence[int]]], reach: int) -> list[Surprise]:
         """Read the texts in one row, then the rests of all their variants in as few rows as hold them."""
         lengths = [len(rows[0]) for rows in texts]
         starts = [0, *np.cumsum(lengths).tolist()]
-        rests = [[Rest.of(ids, rows[0], reach, start) for ids in rows[1:]] for rows, start in zip(texts, starts, strict=False)]
-        flat = [rest for own in rests for rest in own]
+        rests = [Rest.of(ids, rows[0], reach, start) for rows, start in zip(texts, starts, strict=False) for ids in rows[1:]]
+        owner = np.repeat(np.arange(len(texts)), [len(rows) - 1 for rows in texts])
+        read = np.array([len(rest.read) for rest in rests], dtype=np.int64)
         with onednn(self.model):
-            cache, own, first = self._read([rows[0] for rows in texts], flat)
-            near = np.concatenate([np.empty(0), *(self._pack(row, cache, starts[-1]) for row in _packs(flat, self._row_tokens))])
-        anew = np.split(first + near, np.cumsum(list(map(len, rests)))[:-1])
-        whole = np.split(own, np.cumsum([length - 1 for length in lengths])[:-1])
-        return [_surprise(*of_text) for of_text in zip(texts, rests, whole, anew, strict=True)]
+            cache, own, first = self._read([rows[0] for rows in texts], rests)
+            anew = first + self._packed(rests, cache, starts[-1])
+            found = _surprises(texts, rests, own, anew)
+            if reach:
+                best = np.concatenate([_lowest(log_ppl[1:], self.reading.exact_share) for log_ppl in found])
+                again = [place for place in np.flatnonzero(best).tolist() if not rests[place].whole]
+                for place in again:
+                    rests[place] = replace(rests[place], end=len(rests[place].ids))
+                    read[place] += len(rests[place].read)
+                anew[again] = first[again] + self._packed([rests[place] for place in again], cache, starts[-1])
+                found = _surprises(texts, rests, own, anew)
+        computed = np.array(lengths) + np.bincount(owner, weights=read, minlength=len(texts)).astype(int)
+        return [Surprise(*of_text) for of_text in zip(found, computed.tolist(), strict=True)]
 
     def _read(self, texts: Sequence[Sequence[int]], rests: Sequence[Rest]) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
         """Give the texts' keys and values, and two arrays of negative log likelihoods.
@@ -274,11 +303,15 @@ class Causal:
         first[fresh] = nll[len(behind) :]
         return _plain(read.past_key_values), nll[: len(behind)], first
 
-    def _pack(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
-        """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,), all computed in one row.
+    def _packed(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
+        """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,).
 
         `cache`: keys and values of texts of `length` tokens together; left as it was.
         """
+        return np.concatenate([np.empty(0), *(self._pack(row, cache, length) for row in _packs(rests, self._row_tokens))])
+
+    def _pack(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
+        """Give what `_packed` gives, all computed in one row."""
         sizes = [len(rest.read) for rest in rests]
         if not sum(sizes):
             return np.zeros(len(rests))
@@ -413,19 +446,30 @@ def _visible(sizes: Sequence[int], starts: Sequence[int], kept: Sequence[int], l
     return torch.zeros(hidden.shape, dtype=model.dtype, device=device).masked_fill_(hidden, torch.finfo(model.dtype).min)[None, None]
 
 
-def _surprise(
-    rows: Sequence[Sequence[int]], rests: Sequence[Rest], own: NDArray[np.float64], anew: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Give the mean negative log likelihood of a text's scored tokens, then of each variant's, shape (rows,).
+def _surprises(
+    texts: Sequence[Sequence[Sequence[int]]], rests: Sequence[Rest], own: NDArray[np.float64], anew: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Give of each text the mean negative log likelihood of its scored tokens, then of each variant's, shape (rows,).
 
-    `own`: the text's, shape (tokens - 1,); `anew`: summed over the tokens of each variant that keep no value of the text's.
+    `own`: the texts', shape (tokens - texts,); `anew`: summed over the tokens of each variant that keep no value of its text's.
     """
-    length = len(rows[0])
-    sums = np.concatenate([[0.0], np.cumsum(own)])  # (tokens,): up to each token
-    before = sums[[max(rest.kept - 1, 0) for rest in rests]]
-    far = sums[-1] - sums[[rest.end + length - len(rest.ids) - 1 for rest in rests]]
-    total = np.concatenate([sums[-1:], before + anew + far])
-    return _mean(total, np.array([len(ids) - 1 for ids in rows]))
+    found = []
+    for rows in texts:
+        length, variants = len(rows[0]), len(rows) - 1
+        sums = np.concatenate([[0.0], np.cumsum(own[: length - 1])])  # (tokens,): up to each token
+        before = sums[[max(rest.kept - 1, 0) for rest in rests[:variants]]]
+        far = sums[-1] - sums[[rest.end + length - len(rest.ids) - 1 for rest in rests[:variants]]]
+        total = np.concatenate([sums[-1:], before + anew[:variants] + far])
+        found.append(_mean(total, np.array([len(ids) - 1 for ids in rows])))
+        rests, own, anew = rests[variants:], own[length - 1 :], anew[variants:]
+    return found
+
+
+def _lowest(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """Tell which are the lowest share of values, rounded up; NaN is highest, of equal ones the first is lower."""
+    found = np.zeros(len(values), dtype=np.bool_)
+    found[np.argsort(values, kind="stable")[: math.ceil(share * len(values))]] = True
+    return found
 
 
 def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:

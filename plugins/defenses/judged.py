@@ -31,16 +31,18 @@ class Judged:
     scores: NDArray[np.float64]
     beyond: int = 0
     """Tokens of the text, or of a longer variant, where they did not fit into the model's window."""
+    computed: int = 0
+    """Tokens that the model read for it, where it was not judged beforehand."""
 
     @classmethod
-    def of(cls, places: Sequence[int], log_ppl: NDArray[np.float64] | None, beyond: int = 0) -> Self:
+    def of(cls, places: Sequence[int], log_ppl: NDArray[np.float64] | None, beyond: int = 0, computed: int = 0) -> Self:
         """Give the scores of the words whose perplexities are defined; `log_ppl`: of the text, then without each word."""
         if log_ppl is None:
             return cls(np.empty(0, np.int32), np.empty(0))
         ppl = np.exp(np.minimum(log_ppl, MAX_LOG_PPL))
         scores = ppl[0] - ppl[1:]
         defined = np.isfinite(scores)
-        return cls(np.asarray(places, np.int32)[defined], scores[defined], beyond)
+        return cls(np.asarray(places, np.int32)[defined], scores[defined], beyond, computed)
 
 
 @dataclass(frozen=True)

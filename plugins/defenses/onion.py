@@ -4,7 +4,8 @@ The score of a word is ppl(text) - ppl(text without it); words are judged one by
 whose score reaches the threshold are deleted. So in the code of Yang et al. (RAP, EMNLP 2021); the RAP paper's text says
 "smaller than", a misprint. Where we differ from that code: words past `max_words` are kept, a word whose perplexity is
 undefined is kept, a text is never emptied, and the thresholds come from the held-out split alone. `reach` is ours and a
-variant: it trades scores for time. Without it scores are exact, however little of them is computed.
+variant: it trades the scores of words that are hardly suspicious for time. Without it all scores are exact, however little of them
+is computed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py", "judged.py"))
 PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
 BLOCK = 1024
-READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "batch_texts", "bos", "reach")
+READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "batch_texts", "bos", "reach", "exact_share")
 """The options on which a causal model's word scores depend."""
 
 
@@ -54,6 +55,9 @@ class Onion(Defense):
     reach: int = option(
         0, "0: exact; n: after a deletion a causal model scores only the next n tokens anew, the rest keep the whole text's values"
     )
+    exact_share: float = option(
+        0.25, "with reach, the share of a text's words, those of the highest scores, that are scored exactly after all"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +67,8 @@ class Onion(Defense):
             raise ValueError("max_words, batch_tokens and batch_texts must be 1 or more")
         if not 0 < self.stride < self.window:
             raise ValueError(f"stride={self.stride!r} must be above 0 and below window={self.window!r}")
+        if not 0 <= self.exact_share <= 1:
+            raise ValueError(f"exact_share={self.exact_share!r} is no share: give a number from 0 to 1")
         if self.reach < 0 or (self.reach and self.lm == "trigram"):
             raise ValueError(f"reach={self.reach!r} must be 0 for lm=trigram, which is exact at constant work, and 0 or more for others")
 
@@ -85,7 +91,10 @@ class Onion(Defense):
         for start in range(0, len(texts), self.batch_texts):
             company = texts[start : start + self.batch_texts]
             judged, effort = Effort.measured(partial(purifier.judged, company), lab.meter)
-            efforts = effort.divided([scorer.work(text, self.max_words) for text in company]) if len(company) > 1 else [effort]
+            efforts = [effort]
+            if len(company) > 1:
+                own = ((*scorer.whole(text, self.max_words), one.computed) for text, one in zip(company, judged, strict=True))
+                efforts = effort.divided(list(own))
             found.update(zip(company, zip(judged, efforts, strict=True), strict=True))
         save(folder, found, scorer.model.agrees)
 
@@ -97,7 +106,7 @@ class Onion(Defense):
             return Work(repaired)
         judged = min(words, self.max_words)
         rest = (judged + 1) / 2  # what is read anew behind a deleted word, on average
-        return Work(repaired, lm=self.lm, lm_words=judged * (min(rest, self.reach) if self.reach else rest))
+        return Work(repaired, lm=self.lm, lm_words=judged * (min(rest, self.reach + self.exact_share * rest) if self.reach else rest))
 
     def fit(self, victim: Victim, heldout: Labelled, lab: Lab) -> OnionPurifier:
         purifier = self._trigram(heldout, lab) if self.lm == "trigram" else self._causal(lab)
@@ -137,7 +146,7 @@ class Onion(Defense):
     def _causal(self, lab: Lab) -> OnionPurifier:
         from rapbench_plugins.defenses import causal
 
-        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach, self.batch_texts)
+        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach, self.exact_share, self.batch_texts)
         lm = causal.load(self.lm, str(lab.device), reading)
         before = Beforehand.load(lab.read, lab.meter) if lab.read else None
         lm.agrees.update(before.agrees if before else {})
@@ -175,6 +184,8 @@ class Scored(NamedTuple):
     """Shape (1 + n,)."""
     beyond: int = 0
     """Tokens of the longest of these texts where the model's window does not hold it."""
+    computed: int = 0
+    """Tokens that a causal model read for it."""
 
 
 Scorer = Callable[[Sequence[Split]], list[Scored]]
@@ -204,13 +215,11 @@ class _CausalScorer:
         found = (self._leave_one_out(texts[start : start + at_once]) for start in range(0, len(texts), at_once))
         return [own for company in found for own in company]
 
-    def work(self, text: str, max_words: int) -> tuple[int, int, int]:
-        """Give the rows and tokens of reading each variant of a text whole, and the tokens that ours reads."""
+    def whole(self, text: str, max_words: int) -> tuple[int, int]:
+        """Give the rows and tokens of reading each variant of a text whole."""
         split = Split.of(text, max_words)
-        if len(split.places) < 2:
-            return 0, 0, 0  # nothing to compare with
-        rows = self.model.tokens(split.variants())
-        return len(rows), sum(map(len, rows)), self.model.computed(rows)
+        rows = self.model.tokens(split.variants()) if len(split.places) > 1 else []  # else there is nothing to compare with
+        return len(rows), sum(map(len, rows))
 
     def _leave_one_out(self, texts: Sequence[Split]) -> list[Scored]:
         """Count as `lm` the work of a model that reads each variant whole; as `lm_computed` what ours really reads."""
@@ -222,7 +231,7 @@ class _CausalScorer:
                 self.model.shares_prefix(max(map(len, rows)))
             self.model.mingles()
         found = self.model.leave_one_out_of_each(company)
-        return [Scored(own, self.model.beyond(rows)) for own, rows in zip(found, company, strict=True)]
+        return [Scored(own.log_ppl, self.model.beyond(rows), own.computed) for own, rows in zip(found, company, strict=True)]
 
     def path(self, beyond: int) -> Mapping[str, Any]:
         with self.meter.phase(CHECK):

@@ -1,10 +1,11 @@
 """ONION with a causal model: one word at a time as published, against the shared prefix, against a declared reach.
 
-    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--together 8] [--texts 20] [--rounds 5]
+    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--exact-share 0.25] [--together 8] [--texts 20]
 
 Without --lm a small GPT-2 is trained on `prose` first (--train-seconds) and kept (--cache): on a model that has learnt nothing,
 agreement of decisions says nothing. Seconds are of one text, one thread, the sides taking turns; of all texts of a length where it
-says so. Thresholds are percentiles of the published scores of all texts of a length. `cf` stands in every text.
+says so. Decisions are compared at percentiles of the published scores of all texts of a length, and at each side's own percentiles, as a
+run would set them. `cf` stands in every text.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from side_by_side import line, medians
 
 from rapbench.cost import Meter
 from rapbench_plugins.defenses.causal import Causal, Reading, load
-from rapbench_plugins.defenses.onion import Split
+from rapbench_plugins.defenses.onion import Onion, Split
 
 PROSE = Path(__file__).resolve().parents[3] / "shared" / "data" / "prose"
 CACHE = Path("~/.cache/rapbench-cost").expanduser()
@@ -90,7 +91,7 @@ def main() -> None:
     folder = str(asked.lm or _trained(asked.cache, asked.train_seconds))
     for words in asked.words:
         texts = _texts(words, asked.texts)
-        _compare(folder, texts, asked.reach, asked.rounds)
+        _compare(folder, texts, asked.reach, asked.exact_share, asked.rounds)
         _in_company(folder, texts, asked.together, asked.rounds)
 
 
@@ -99,6 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lm", type=Path, help="folder of a causal model; without it a small one is trained")
     parser.add_argument("--words", type=int, nargs="+", default=[30, 100, 230])
     parser.add_argument("--reach", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--exact-share", type=float, default=Onion().exact_share, help="of the words, scored to the end behind a reach")
     parser.add_argument("--together", type=int, default=8, help="texts that share a row, where they fit into it")
     parser.add_argument("--texts", type=int, default=20, help="texts of each length")
     parser.add_argument("--rounds", type=int, default=5)
@@ -107,9 +109,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _compare(folder: str, texts: Sequence[str], reaches: Sequence[int], rounds: int) -> None:
-    sides = [Side(PUBLISHED, _watched(folder, 0), published), Side(EXACT, _watched(folder, 0), ours)]
-    sides += [Side(f"reach {reach}", _watched(folder, reach), ours) for reach in reaches]
+def _compare(folder: str, texts: Sequence[str], reaches: Sequence[int], exact_share: float, rounds: int) -> None:
+    sides = [Side(PUBLISHED, _watched(folder, 0, 0), published), Side(EXACT, _watched(folder, 0, 0), ours)]
+    sides += [Side(f"reach {reach}", _watched(folder, reach, exact_share), ours) for reach in reaches]
     longest = max(len(row) for text in texts for row in sides[0].lm.tokens([text]))
     for side in sides:
         side.lm.shares_prefix(longest)  # the check is the model's cost, not a text's
@@ -128,7 +130,8 @@ def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -
     """Compare texts one after another with texts that share rows: all of them in a turn."""
     alone, company = (load(folder, "cpu", Reading(batch_texts=number)) for number in (1, together))
     rows = [alone.tokens(Split.of(text, max_words=512).variants()) for text in texts]
-    own, its = (np.concatenate(lm.leave_one_out_of_each(rows)) for lm in (alone, company))  # checks the model, too
+    told = ([found.log_ppl for found in lm.leave_one_out_of_each(rows)] for lm in (alone, company))  # checks the model, too
+    own, its = map(np.concatenate, told)
     sides: dict[str, Callable[[], object]] = {
         name: functools.partial(lm.leave_one_out_of_each, rows) for name, lm in (("alone", alone), (f"{together} together", company))
     }
@@ -138,8 +141,8 @@ def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -
     print(f"  {at_once:.1f} texts in a row ({company.path()}); relative difference of log perplexities {apart:.2g} at most", flush=True)
 
 
-def _watched(folder: str, reach: int) -> Causal:
-    return load(folder, "cpu", Reading(reach=reach))
+def _watched(folder: str, reach: int, exact_share: float) -> Causal:
+    return load(folder, "cpu", Reading(reach=reach, exact_share=exact_share))
 
 
 def _in_turn(side: Side, texts: Sequence[str]) -> Callable[[], object]:
@@ -160,13 +163,16 @@ def _agreement(side: Side, other: Side, texts: Sequence[str]) -> str:
     whole = np.concatenate([np.full(len(other.found[text]), perplexity(other.lm, text)) for text in texts])
     scored = np.isfinite(own) & np.isfinite(its)
     own, its = own[scored], its[scored]
-    apart, thresholds = np.abs(own - its) / np.abs(its), np.percentile(its, PERCENTILES)
+    apart = np.abs(own - its) / np.abs(its)
+    bars, own_bars = (np.percentile(scores, PERCENTILES) for scores in (its, own))
     of_text = float((np.abs(own - its) / whole[scored]).max())
-    equal = [float(np.mean((own >= at) == (its >= at))) for at in thresholds]
-    decisions = ", ".join(f"{share:.2%} at the {level}th percentile" for share, level in zip(equal, PERCENTILES, strict=True))
+    equal = [[float(np.mean((own >= at) == (its >= bar))) for bar, at in zip(bars, used, strict=True)] for used in (bars, own_bars)]
+    decisions = ", ".join(
+        f"{one:.2%} ({other:.2%}) at the {level}th percentile" for one, other, level in zip(*equal, PERCENTILES, strict=True)
+    )
     largest = f"{apart.max():.2g} at most, {np.median(apart):.2g} in the median"
     largest += f" ({of_text:.2g} of the text's perplexity at most)"
-    return f"; relative difference of scores {largest}; equal decisions on {len(own)} words: {decisions}"
+    return f"; relative difference of scores {largest}; equal decisions on {len(own)} words (at its own thresholds): {decisions}"
 
 
 def _texts(words: int, count: int) -> list[str]:
