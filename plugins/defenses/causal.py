@@ -263,7 +263,7 @@ class Causal:
         read = np.array([len(rest.read) for rest in rests], dtype=np.int64)
         with onednn(self.model):
             cache, own, first = self._read([rows[0] for rows in texts], rests)
-            anew = first + self._packed(rests, cache, starts[-1])
+            anew = first + self._packed(rests, cache)
             found = _surprises(texts, rests, own, anew)
             if reach:
                 best = np.concatenate([_lowest(log_ppl[1:], self.reading.exact_share) for log_ppl in found])
@@ -271,7 +271,7 @@ class Causal:
                 for place in again:
                     rests[place] = replace(rests[place], end=len(rests[place].ids))
                     read[place] += len(rests[place].read)
-                anew[again] = first[again] + self._packed([rests[place] for place in again], cache, starts[-1])
+                anew[again] = first[again] + self._packed([rests[place] for place in again], cache)
                 found = _surprises(texts, rests, own, anew)
         computed = np.array(lengths) + np.bincount(owner, weights=read, minlength=len(texts)).astype(int)
         return [Surprise(*of_text) for of_text in zip(found, computed.tolist(), strict=True)]
@@ -303,29 +303,29 @@ class Causal:
         first[fresh] = nll[len(behind) :]
         return _plain(read.past_key_values), nll[: len(behind)], first
 
-    def _packed(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
+    def _packed(self, rests: Sequence[Rest], cache: Any) -> NDArray[np.float64]:
         """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,).
 
-        `cache`: keys and values of texts of `length` tokens together; left as it was.
+        `cache`: keys and values of the texts; left as it was.
         """
-        return np.concatenate([np.empty(0), *(self._pack(row, cache, length) for row in _packs(rests, self._row_tokens))])
+        return np.concatenate([np.empty(0), *(self._pack(row, cache) for row in _packs(rests, self._row_tokens))])
 
-    def _pack(self, rests: Sequence[Rest], cache: Any, length: int) -> NDArray[np.float64]:
+    def _pack(self, rests: Sequence[Rest], cache: Any) -> NDArray[np.float64]:
         """Give what `_packed` gives, all computed in one row."""
         sizes = [len(rest.read) for rest in rests]
         if not sum(sizes):
             return np.zeros(len(rests))
         device = self.model.device
         owner = np.repeat(np.arange(len(rests)), sizes)
-        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], length, self.model)
+        seen = max(rest.start + rest.kept for rest in rests)
+        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], seen, self.model)
         logits = self.model(
             input_ids=torch.tensor([[token for rest in rests for token in rest.read]], device=device),
             attention_mask=mask,
             position_ids=torch.tensor([[rest.kept + step for rest in rests for step in range(len(rest.read))]], device=device),
-            past_key_values=cache,
+            past_key_values=_beginning(cache, seen),
             use_cache=True,
         ).logits[0]
-        cache.crop(-len(owner))
         nll = _nll(logits, [token for rest in rests for token in rest.scored])
         return np.asarray(np.bincount(owner, weights=nll, minlength=len(rests)), dtype=np.float64)
 
@@ -358,7 +358,18 @@ def load(name: str, device: str, reading: Reading) -> Causal:
             f"onion cannot load the language model {name[:200]!r} ({_line(error)}): give lm=trigram, a folder that holds "
             "a causal model in model.safetensors, or a hub id that is in the local cache or can be reached"
         ) from error
-    return Causal(model.to(device).eval(), tokenizer, reading)
+    return Causal(_fused(model).to(device).eval(), tokenizer, reading)
+
+
+def _fused(model: Any) -> Any:
+    """Have GPT-2's activation computed by torch's own kernel instead of eight operations: the same function."""
+    from transformers.activations import NewGELUActivation
+
+    for part in list(model.modules()):
+        for name, child in part.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(part, name, torch.nn.GELU(approximate="tanh"))
+    return model
 
 
 def _source(name: str) -> str | Path:
@@ -415,6 +426,16 @@ def _plain(cache: Any) -> Any:
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         raise TypeError(f"{type(cache).__name__} does not hold every key of every layer")
     return cache
+
+
+def _beginning(cache: Any, length: int) -> Any:
+    """Give a cache of the first `length` tokens of another."""
+    from transformers.cache_utils import DynamicCache
+
+    own = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        own.update(layer.keys[:, :, :length], layer.values[:, :, :length], number)
+    return own
 
 
 def _packs(rests: Sequence[Rest], tokens: int) -> Iterator[list[Rest]]:
@@ -486,7 +507,7 @@ def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | No
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     """Give the log of the sum of the exponentials over the last axis, float64: in float32 it alone would cost a digit of each score."""
     highest = logits.amax(-1, keepdim=True)
-    return (logits - highest).exp().sum(-1).double().log() + highest.squeeze(-1).double()
+    return logits.sub(highest).exp_().sum(-1).double().log() + highest.squeeze(-1).double()
 
 
 def _mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:

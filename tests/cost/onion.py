@@ -71,13 +71,14 @@ def published(lm: Causal, text: str) -> Scores:
 def perplexity(lm: Causal, text: str) -> float:
     """Give the perplexity of a text that fits into one window, by the model's own logits.
 
-    They are float32, the loss is taken in float64: the model's own loss is one float32 number, whose last digit is 2e-6 of the perplexity,
-    more than all other differences of the two sides.
+    The losses of the tokens are float32, their mean is taken in float64: the model's own is one float32 number, whose last digit is 2e-6 of
+    the perplexity, more than all other differences of the two sides.
     """
     ids = torch.tensor([lm.tokenizer(text, verbose=False)["input_ids"]])
     with torch.no_grad():
-        logits = lm.model(input_ids=ids).logits[0, :-1].double()
-    return math.exp(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
+        logits = lm.model(input_ids=ids).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    return math.exp(float(losses.double().mean()))
 
 
 def ours(lm: Causal, text: str) -> Scores:
@@ -130,13 +131,16 @@ def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -
     """Compare texts one after another with texts that share rows: all of them in a turn."""
     alone, company = (load(folder, "cpu", Reading(batch_texts=number)) for number in (1, together))
     rows = [alone.tokens(Split.of(text, max_words=512).variants()) for text in texts]
+    at_once = len(rows) / len(list(company._companies(rows)))
+    if at_once < 2:
+        print(f"  {at_once:.1f} texts in a row: too long for company", flush=True)
+        return
     told = ([found.log_ppl for found in lm.leave_one_out_of_each(rows)] for lm in (alone, company))  # checks the model, too
     own, its = map(np.concatenate, told)
     sides: dict[str, Callable[[], object]] = {
         name: functools.partial(lm.leave_one_out_of_each, rows) for name, lm in (("alone", alone), (f"{together} together", company))
     }
     print(line(f"  {len(texts)} texts", medians(sides, rounds=rounds), "alone"))
-    at_once = len(rows) / len(list(company._companies(rows)))
     apart = np.nanmax(np.abs(own - its) / np.abs(its))
     print(f"  {at_once:.1f} texts in a row ({company.path()}); relative difference of log perplexities {apart:.2g} at most", flush=True)
 
