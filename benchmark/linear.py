@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="torch.nn.Module")
 AGREEMENT = 1e-5
+LAID_OUT, LAID_OUT_FOR = "_laid_out", 256
+"""Under which name a layer keeps its weight as oneDNN wants it, and for how many rows at once."""
 
 
 @contextmanager
@@ -36,6 +38,22 @@ def onednn(model: torch.nn.Module) -> Iterator[None]:
             vars(part).pop("forward", None)
             if own is not None:
                 vars(part)["forward"] = own
+
+
+def lay_out(model: torch.nn.Module) -> None:
+    """Keep the weights of a model that will not be trained a second time as oneDNN wants them: else every product brings them into that form.
+
+    That is for models of many small products; it takes as much memory again.
+    """
+    import torch
+
+    if not available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return
+    for part in model.modules():
+        if type(part) in _forwards() and _fits(part.weight):
+            weight = part.weight.detach()
+            upright = weight if type(part) is torch.nn.Linear else weight.t().contiguous()  # (out, in)
+            vars(part)[LAID_OUT] = torch.ops.mkldnn._reorder_linear_weight(upright, LAID_OUT_FOR)
 
 
 def plainly(model: T) -> T:
@@ -80,11 +98,14 @@ def _forwards() -> dict[type, Callable[[Any, torch.Tensor], torch.Tensor]]:
     from transformers.pytorch_utils import Conv1D
 
     def linear(self: Linear, input: torch.Tensor) -> torch.Tensor:
-        return product(input, self.weight, self.bias) if _plain(input) else Linear.forward(self, input)
+        return product(input, vars(self).get(LAID_OUT, self.weight), self.bias) if _plain(input) else Linear.forward(self, input)
 
     def turned(self: Any, x: torch.Tensor) -> torch.Tensor:
-        given: torch.Tensor = product(x, self.weight.t(), self.bias) if _plain(x) else Conv1D.forward(self, x)
-        return given
+        if not _plain(x):
+            plain: torch.Tensor = Conv1D.forward(self, x)
+            return plain
+        laid_out = vars(self).get(LAID_OUT)
+        return product(x, self.weight.t() if laid_out is None else laid_out, self.bias)
 
     return {Linear: linear, Conv1D: turned}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from rapbench.cost import Count, Meter
-from rapbench_plugins.defenses.causal import SMALLEST_CHECK, Causal, Reading, Rest
+from rapbench_plugins.defenses.causal import SMALLEST_CHECK, Causal, Reading, Rest, load
 
 VOCABULARY = 330
 CORPUS = ["the film is good", "a film was bad and the play is good", "the cat was not good", "is the dog a cat"] * 20
@@ -220,6 +221,19 @@ def test_what_has_nothing_to_score_is_undefined(tokenizer: Any) -> None:
     assert np.isnan(lm.leave_one_out([[5], []])).all()
     assert np.isnan(lm.leave_one_out([[], []])).all()
     assert np.isnan(lm.leave_one_out([[5, 6], []])).tolist() == [False, True]
+
+
+def test_the_activation_of_one_kernel_is_the_models_own(tokenizer: Any, tmp_path: Path) -> None:
+    plain = made(gpt2, tokenizer)
+    plain.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = load(str(tmp_path), "cpu", Reading())
+    assert [type(block.mlp.act).__name__ for block in (lm.model.transformer.h[1], plain.model.transformer.h[1])] == [
+        "GELU",
+        "NewGELUActivation",
+    ]
+    rows = without_each(range(5, 25))
+    assert lm.surprise(rows) == pytest.approx(plain.surprise(rows), rel=1e-6)
 
 
 # --- texts in company

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rapbench import linear as rooms
 from rapbench.cost import counted_flops
-from rapbench.linear import available, onednn, product
+from rapbench.linear import available, lay_out, onednn, product
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -61,6 +61,21 @@ def test_a_model_predicts_the_same_and_is_as_before_afterwards(untrained: Any) -
         torch.testing.assert_close(untrained.model(**batch).logits, plain, rtol=1e-5, atol=1e-5)
     assert len(seen) == 14  # six in each of two layers, the pooler and the classifier
     assert not any("forward" in vars(part) for part in untrained.model.modules())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 700])
+def test_weights_that_are_laid_out_beforehand_give_the_same_products(rows: int) -> None:
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(layer(6, 40), torch.nn.Tanh(), Conv1D(3, 40), torch.nn.Linear(3, 2, bias=False))
+    inputs = torch.randn(1, rows, 6)
+    plain = model(inputs)
+    lay_out(model)
+    torch.testing.assert_close(model(inputs), plain, rtol=0, atol=0)  # outside of a block torch's own
+    with torch.inference_mode(), onednn(model):
+        assert counted_flops(lambda: model(inputs)) == 2 * rows * (6 * 40 + 40 * 3 + 3 * 2)
+        for part in (model[0], model[2], model[3]):
+            torch.nn.init.zeros_(part.weight)
+        torch.testing.assert_close(model(inputs), plain, rtol=1e-5, atol=1e-5)  # by the weights that were laid out
 
 
 def test_what_stood_there_comes_back_also_after_an_error() -> None:

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unpanicked
 from rapbench.errors import CellError, VictimError
 from rapbench.hub import reachable
-from rapbench.linear import onednn
+from rapbench.linear import lay_out, onednn
 from rapbench.victim import HUB_ID
 
 if TYPE_CHECKING:
@@ -358,7 +358,8 @@ def load(name: str, device: str, reading: Reading) -> Causal:
             f"onion cannot load the language model {name[:200]!r} ({_line(error)}): give lm=trigram, a folder that holds "
             "a causal model in model.safetensors, or a hub id that is in the local cache or can be reached"
         ) from error
-    return Causal(_fused(model).to(device).eval(), tokenizer, reading)
+    lay_out(_fused(model).to(device).eval())
+    return Causal(model, tokenizer, reading)
 
 
 def _fused(model: Any) -> Any:

@@ -3,9 +3,9 @@
     python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--exact-share 0.25] [--together 8] [--texts 20]
 
 Without --lm a small GPT-2 is trained on `prose` first (--train-seconds) and kept (--cache): on a model that has learnt nothing,
-agreement of decisions says nothing. Seconds are of one text, one thread, the sides taking turns; of all texts of a length where it
-says so. Decisions are compared at percentiles of the published scores of all texts of a length, and at each side's own percentiles, as a
-run would set them. `cf` stands in every text.
+agreement of decisions says nothing. Seconds are of the texts of one turn, one thread, the sides taking turns: one of 230 words, several
+shorter ones. Decisions are compared at percentiles of the published scores of all texts of a length, and at each side's own, as a run
+would set them. `cf` stands in every text.
 """
 
 from __future__ import annotations
@@ -117,9 +117,10 @@ def _compare(folder: str, texts: Sequence[str], reaches: Sequence[int], exact_sh
     for side in sides:
         side.lm.shares_prefix(longest)  # the check is the model's cost, not a text's
         side.meter.watch(side.lm.model, "lm")
-    took = medians({side.name: _in_turn(side, texts) for side in sides}, rounds=rounds)
     words = len(texts[0].split(" "))
-    print(line(f"{words} words, {longest} tokens at most", took, PUBLISHED))
+    count = max(1, 150 // words)
+    took = medians({side.name: _in_turn(side, texts, count) for side in sides}, rounds=rounds)
+    print(line(f"{words} words, {longest} tokens at most, {count} texts a turn", took, PUBLISHED))
     for side in sides:
         for text in texts:
             if text not in side.found:
@@ -149,9 +150,9 @@ def _watched(folder: str, reach: int, exact_share: float) -> Causal:
     return load(folder, "cpu", Reading(reach=reach, exact_share=exact_share))
 
 
-def _in_turn(side: Side, texts: Sequence[str]) -> Callable[[], object]:
+def _in_turn(side: Side, texts: Sequence[str], count: int) -> Callable[[], object]:
     turn = itertools.cycle(texts)
-    return lambda: side(next(turn))
+    return lambda: [side(next(turn)) for _ in range(count)]
 
 
 def _tokens(side: Side, texts: Sequence[str]) -> str:
