@@ -41,9 +41,9 @@ def onednn(model: torch.nn.Module) -> Iterator[None]:
 
 
 def lay_out(model: torch.nn.Module) -> None:
-    """Keep the weights of a model that will not be trained a second time as oneDNN wants them: else every product brings them into that form.
+    """Keep the weights of a model that will not be trained as oneDNN wants them, too: else every product brings them into that form.
 
-    That is for models of many small products; it takes as much memory again.
+    That is for models of many small products; it takes their memory a second time.
     """
     import torch
 

@@ -339,7 +339,8 @@ class Causal:
         first = torch.tensor([[row.first] for row in batch], device=ids.device)
         logits = self.model(input_ids=ids, attention_mask=(place < length).long(), use_cache=False).logits[:, :-1]
         # (rows, width - 1, vocabulary) -> (rows, width - 1)
-        nll = _log_sum(logits) - logits.gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+        asked = logits.gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+        nll = _log_sum(logits) - asked
         kept = (place >= first) & (place < length)
         return np.asarray(nll.masked_fill(~kept[:, 1:], 0.0).sum(1).cpu().numpy(), dtype=np.float64)
 
@@ -497,18 +498,22 @@ def _lowest(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
 def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:
     """Give each token's negative log likelihood, shape (n,), by the logits in its place, or in the place that `behind` names.
 
-    `logits`: shape (places, vocabulary).
+    `logits`: shape (places, vocabulary); used up.
     """
     at = torch.arange(len(logits)) if behind is None else torch.tensor(behind)
     at, asked = at.to(logits.device), torch.tensor(tokens, device=logits.device)
-    nll = _log_sum(logits)[at] - logits[at, asked].double()
+    told = logits[at, asked].double()
+    nll = _log_sum(logits)[at] - told
     return np.asarray(nll.cpu().numpy(), dtype=np.float64)
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:
-    """Give the log of the sum of the exponentials over the last axis, float64: in float32 it alone would cost a digit of each score."""
+    """Give the log of the sum of the exponentials over the last axis, float64: in float32 it alone would cost a digit of each score.
+
+    `logits` are used up, for they are as large as a row of the model is long.
+    """
     highest = logits.amax(-1, keepdim=True)
-    return logits.sub(highest).exp_().sum(-1).double().log() + highest.squeeze(-1).double()
+    return logits.sub_(highest).exp_().sum(-1).double().log() + highest.squeeze(-1).double()
 
 
 def _mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:

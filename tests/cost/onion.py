@@ -1,6 +1,6 @@
 """ONION with a causal model: one word at a time as published, against the shared prefix, against a declared reach.
 
-    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 8 32] [--exact-share 0.25] [--together 8] [--texts 20]
+    python tests/cost/onion.py [--lm FOLDER] [--words 30 100 230] [--reach 4 32] [--exact-share 0.25] [--together 8] [--texts 20]
 
 Without --lm a small GPT-2 is trained on `prose` first (--train-seconds) and kept (--cache): on a model that has learnt nothing,
 agreement of decisions says nothing. Seconds are of the texts of one turn, one thread, the sides taking turns: one of 230 words, several
@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lm", type=Path, help="folder of a causal model; without it a small one is trained")
     parser.add_argument("--words", type=int, nargs="+", default=[30, 100, 230])
-    parser.add_argument("--reach", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--reach", type=int, nargs="+", default=[4, 32])
     parser.add_argument("--exact-share", type=float, default=Onion().exact_share, help="of the words, scored to the end behind a reach")
     parser.add_argument("--together", type=int, default=8, help="texts that share a row, where they fit into it")
     parser.add_argument("--texts", type=int, default=20, help="texts of each length")
