@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -259,7 +259,12 @@ def _log(store: Store, key: str) -> tuple[dict[str, Any], ...]:
 def _made_by(store: Store, key: str) -> dict[str, Any]:
     """Give the versions and the machine behind an artifact, without what differs from run to run."""
     made = store.provenance(key).get("made_by", {})
-    return {"rapbench": version("rapbench"), **{name: value for name, value in made.items() if name != "load"}}
+    return {"rapbench": _version(), **{name: value for name, value in made.items() if name != "load"}}
+
+
+@cache
+def _version() -> str:
+    return version("rapbench")
 
 
 def _counted(cell: Cell, clean: Arrays, poisoned: Arrays, verdicts: Verdicts) -> dict[str, Rate]:

@@ -85,7 +85,9 @@ class RayExecutor:
                 nodeless = time.monotonic()
                 ready, _ = self.ray.wait(list(self._running), num_returns=1, timeout=self._patience())
                 if ready:
-                    return self._ended(ready[0], self._running.pop(ready[0]))
+                    done = self._ended(ready[0], self._running.pop(ready[0]))
+                    self._launch()  # before whoever asked looks at what is done: no worker waits for that
+                    return done
                 for ref, own in list(self._running.items()):
                     if own.overdue_at is not None and time.monotonic() > own.overdue_at + GRACE_S:
                         self.ray.cancel(ref, force=True)
