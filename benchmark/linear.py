@@ -51,9 +51,9 @@ def lay_out(model: torch.nn.Module) -> None:
         return
     for part in model.modules():
         if type(part) in _forwards() and _fits(part.weight):
-            weight = part.weight.detach()
+            weight: Any = part.weight
             upright = weight if type(part) is torch.nn.Linear else weight.t().contiguous()  # (out, in)
-            vars(part)[LAID_OUT] = torch.ops.mkldnn._reorder_linear_weight(upright, LAID_OUT_FOR)
+            vars(part)[LAID_OUT] = torch.ops.mkldnn._reorder_linear_weight(upright.detach(), LAID_OUT_FOR)
 
 
 def plainly(model: T) -> T:
