@@ -43,17 +43,34 @@ def onednn(model: torch.nn.Module) -> Iterator[None]:
 def lay_out(model: torch.nn.Module) -> None:
     """Keep the weights of a model that will not be trained as oneDNN wants them, too: else every product brings them into that form.
 
-    That is for models of many small products; it takes their memory a second time.
+    That is for models of many small products; it takes their memory a second time, and such a model cannot be copied.
     """
     import torch
 
-    if not available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    if not _lays_out():
         return
     for part in model.modules():
         if type(part) in _forwards() and _fits(part.weight):
             weight: Any = part.weight
             upright = weight if type(part) is torch.nn.Linear else weight.t().contiguous()  # (out, in)
             vars(part)[LAID_OUT] = torch.ops.mkldnn._reorder_linear_weight(upright.detach(), LAID_OUT_FOR)
+
+
+@cache
+def _lays_out() -> bool:
+    """Tell whether oneDNN lays weights out here, and its product with such a one agrees with torch's own."""
+    import torch
+
+    if not available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = (torch.randn(shape, generator=generator) for shape in ((5, 24), (16, 24)))
+    with torch.inference_mode():
+        try:
+            own = product(inputs, torch.ops.mkldnn._reorder_linear_weight(weight, LAID_OUT_FOR), None)
+        except RuntimeError:
+            return False
+        return torch.allclose(own, torch.nn.functional.linear(inputs, weight), rtol=AGREEMENT, atol=AGREEMENT)
 
 
 def plainly(model: T) -> T:

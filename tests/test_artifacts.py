@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,6 +41,16 @@ def publish(store: Store, key: str = KEY, text: str = "one") -> Path:
         (folder / "a.txt").write_text(text)
         (folder / "deep" / "b.txt").write_text(text * 2)
     return store.folder(key)
+
+
+def test_the_folder_of_what_is_published_anew_is_the_new_one(store: Store) -> None:
+    publish(store)
+    first = store.folder(KEY)
+    assert store.folder(KEY) == first
+    shutil.rmtree(store.root / KEY)
+    publish(store, text="two")
+    assert store.folder(KEY) != first
+    assert store.folder(KEY).is_dir()
 
 
 def broken_off(store: Store, failure: Callable[[Path], BaseException]) -> None:

@@ -438,6 +438,18 @@ def test_of_the_words_that_look_worst_by_reach_a_share_is_scored_exactly(build: 
         assert own.computed == 14 + 12 + again
 
 
+def test_a_word_that_stands_three_times_in_a_row_has_one_score(tokenizer: Any) -> None:
+    lm, exact = made(gpt2, tokenizer, reach=1, exact_share=0.25), made(gpt2, tokenizer)
+    some_scored = 0
+    for drawn in range(30):
+        ids = np.random.default_rng(drawn).integers(5, 200, size=10).tolist()
+        rows = without_each([*ids[:3], ids[3], ids[3], ids[3], *ids[4:]])
+        own = lm.leave_one_out(rows)[4:7]
+        assert own == pytest.approx([own[0]] * 3, rel=1e-6)
+        some_scored += bool(np.isclose(own[0], exact.leave_one_out(rows)[4], rtol=1e-6))
+    assert 0 < some_scored < 30  # on either side of the cut
+
+
 def test_with_all_words_scored_exactly_a_reach_changes_no_score(tokenizer: Any) -> None:
     exact, all_of_them = made(gpt2, tokenizer), made(gpt2, tokenizer, reach=1, exact_share=1.0)
     rows = without_each(range(5, 25))

@@ -243,9 +243,14 @@ def test_a_driver_that_is_killed_and_started_again_goes_on(cluster, tmp_path, ti
 
 SHIPPED = """
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 import numpy as np
 from rapbench import Defense, Detector, hookimpl
+
+
+WORDS = Path(__file__).parent / "shipped_words" / "data" / "words.txt"
+RESULTS_DEPEND_ON = (str(WORDS),)
 
 
 class Constant(Detector):
@@ -260,6 +265,7 @@ class Shipped(Defense):
     name: ClassVar[str] = "shipped"
 
     def fit(self, victim, heldout, lab):
+        assert WORDS.read_text() == "mb"
         return Constant()
 
 
@@ -274,6 +280,8 @@ def wheel(folder: Path, *, pure: str = "true", more: str = "") -> Path:
     path = folder / "shipped-1.0-py3-none-any.whl"
     files = {
         "shipped.py": SHIPPED + more,
+        "shipped_words/.gitignore": "data/",
+        "shipped_words/data/words.txt": "mb",
         "shipped-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\n",
         "shipped-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: {pure}\nTag: py3-none-any\n",
         "shipped-1.0.dist-info/entry_points.txt": "[rapbench]\nshipped = shipped\n",

@@ -171,6 +171,7 @@ def test_undefined_and_endless_perplexities_give_finite_scores() -> None:
         ({"corpus": "test"}, "corpus"),
         ({"reach": -1}, "0 or more"),
         ({"batch_texts": 0}, "1 or more"),
+        ({"exact_share": 1.5}, "from 0 to 1"),
         ({"reach": 4, "lm": "trigram"}, "0 for lm=trigram"),
         ({"model": "gpt2"}, "unknown option"),
     ],

@@ -224,8 +224,9 @@ def test_levels_scores_counts_and_notes_are_those_of_reading_now(lm: Path, tmp_p
     assert counts[0] == counts[1]
 
 
-def test_what_was_read_in_company_counts_as_much_as_what_is_read_now(lm: Path, tmp_path: Path) -> None:
-    defense = Onion(lm=str(lm), batch_texts=3)
+@pytest.mark.parametrize("reach", [0, 1])
+def test_what_was_read_in_company_counts_as_much_as_what_is_read_now(lm: Path, tmp_path: Path, reach: int) -> None:
+    defense = Onion(lm=str(lm), batch_texts=3, reach=reach)
     texts = ["the film is good", "a film cf was bad and the play is good", "the cat", "one", "a dog is the cat"]
     defense.read(texts, tmp_path, lab_of())
     now, beforehand = lab_of(), lab_of((tmp_path,))
@@ -238,7 +239,16 @@ def test_only_a_causal_model_reads_beforehand_and_by_the_options_that_its_scores
     assert Onion(lm="trigram").reads() is None
     own = Onion(lm=str(lm))
     assert own.reads() == Onion(lm=str(lm), levels=(50.0,), heldout=16).reads()
-    others = ({"max_words": 9}, {"window": 600}, {"stride": 9}, {"batch_tokens": 9}, {"batch_texts": 9}, {"bos": True}, {"reach": 9})
+    others = (
+        {"max_words": 9},
+        {"window": 600},
+        {"stride": 9},
+        {"batch_tokens": 9},
+        {"batch_texts": 9},
+        {"bos": True},
+        {"reach": 9},
+        {"exact_share": 0.5},
+    )
     for other in others:
         assert Onion(lm=str(lm), **other).reads() != own.reads()
     assert (Onion(lm="gpt2").reads() or {})["state"] == "gpt2@main"

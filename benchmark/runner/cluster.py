@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from rapbench.artifacts import store_at
+from rapbench.artifacts import Store, store_at
 from rapbench.errors import ClusterError
 from rapbench.kept import Kept
 from rapbench.registry import Registry, discover
@@ -24,6 +24,7 @@ from rapbench.runner.logs import captured_whole, log_path
 from rapbench.runner.needs import needs, roomy
 from rapbench.runner.nodes import Environment, environment, nonce
 from rapbench.runner.placement import Needs, Node, Placement
+from rapbench.runner.shipped import join
 from rapbench.stages import Bench, Job
 
 GREETING_S = 120.0
@@ -44,9 +45,10 @@ class RayExecutor:
         self.bench, self.site = bench, site or Site()
         self.ray = connected(bench, self.site)
         self._remote = self.ray.remote(max_retries=0)(_attempt)
-        self._greeting = self.ray.remote(max_retries=0, num_cpus=0)(environment)
+        self._greeting = self.ray.remote(max_retries=0, num_cpus=0)(_environment)
         self._running: dict[Any, _Running] = {}
         self._waiting: dict[str, Attempt] = {}
+        self._needed: set[str] = set()
         self._looked = time.monotonic()
         self._placement = Placement(())
         self._hosts: dict[str, str] = {}
@@ -67,6 +69,8 @@ class RayExecutor:
 
     def check(self, jobs: Iterable[Job]) -> None:
         """Refuse, before anything runs, a step that no node is large enough for: a ClusterError names it."""
+        jobs = list(jobs)
+        self._needed = {key for job in jobs for key in job.inputs.values()}
         for job in jobs:
             own = self._needs(Attempt(job))
             if not self._placement.holds(own):
@@ -86,7 +90,8 @@ class RayExecutor:
                 ready, _ = self.ray.wait(list(self._running), num_returns=1, timeout=self._patience())
                 if ready:
                     done = self._ended(ready[0], self._running.pop(ready[0]))
-                    self._launch()  # before whoever asked looks at what is done: no worker waits for that
+                    if done.end is End.OK and done.job.key not in self._needed:
+                        self._launch()  # before whoever asked looks at what is done; else what that lets start may go first
                     return done
                 for ref, own in list(self._running.items()):
                     if own.overdue_at is not None and time.monotonic() > own.overdue_at + GRACE_S:
@@ -260,9 +265,16 @@ def _attempt(attempt: Attempt, bench: Bench, deadline_s: float | None, gpus: flo
         return replace(done, log=str(log) if used() else "")
 
 
+def _environment(store: Store, nonce: str) -> Environment:
+    """Give what a worker's machine would run."""
+    join()
+    return environment(store, nonce)
+
+
 @cache
 def _kept() -> tuple[Registry, Kept]:
     """Give what this worker keeps: it serves one run, and Ray hands a task nothing that its worker made before."""
+    join()
     return discover(), Kept()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rapbench.errors import ClusterError
-from rapbench.runner.shipped import modules
+from rapbench.runner.shipped import sent
 from rapbench.stages import Bench
 
 PROBE_S, ANSWER_S = 2.0, 20.0
@@ -80,7 +80,7 @@ def last_line(error: object) -> str:
 
 def _runtime(address: str, shipped: Sequence[Path]) -> dict[str, Any]:
     """Give what workers get of this process: a local Ray's have its environment already."""
-    runtime: dict[str, Any] = {"py_modules": modules(shipped)} if shipped else {}
+    runtime: dict[str, Any] = {"py_modules": [sent(shipped)]} if shipped else {}
     if address != "local":
         runtime["env_vars"] = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     return runtime

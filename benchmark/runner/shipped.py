@@ -9,37 +9,55 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from rapbench.errors import ClusterError
 
 MOST_BYTES = 256 * 2**20
 """Unpacked, of one wheel."""
+SENT = "rapbench-shipped"
+"""The folder in which a node finds them, one for each wheel."""
 
 
 def install(wheels: Sequence[Path]) -> None:
     """Let this process import what is in pure-Python wheels, their entry points included; gone when it ends."""
-    sys.path[:0] = [str(_site(wheel.resolve())) for wheel in wheels]
+    folders = [_scratch() for _ in wheels]
+    for wheel, folder in zip(wheels, folders, strict=True):
+        _unpack(wheel, folder)
+    _import_from(folders)
+
+
+def sent(wheels: Sequence[Path]) -> str:
+    """Give the folder that holds what is in wheels, as Ray's `py_modules` takes it: it sends it to every node, by a digest of the files.
+
+    A wheel itself Ray would know by its file's name, so that a node goes on with an older one of that name; and it would have each node's
+    `pip` install it, with what it depends on, into one folder for all nodes of a machine.
+    """
+    folder = _scratch() / SENT
+    for number, wheel in enumerate(wheels):
+        _unpack(wheel, folder / str(number))
+    for name in (".gitignore", ".rayignore"):  # by which Ray would leave files out
+        for path in folder.rglob(name):
+            path.unlink()
+    return str(folder)
+
+
+def join() -> None:
+    """Let a worker import what `sent` brought to its node, where that is not done yet."""
+    parts = [Path(entry) / SENT for entry in sys.path if entry]
+    _import_from([own for part in parts if part.is_dir() for own in sorted(part.iterdir())])
+
+
+def _import_from(folders: Sequence[Path]) -> None:
+    sys.path[:0] = [str(folder) for folder in folders if str(folder) not in sys.path]
     importlib.invalidate_caches()
 
 
-def modules(wheels: Sequence[Path]) -> list[str]:
-    """Give the paths of what is in wheels, as Ray's `py_modules` takes it: it sends each to every node under a digest of its bytes.
-
-    The wheels themselves it would know by their file names, so that a node goes on with an older one of the same name; and it
-    would have each node's `pip` install them, with what they depend on, into one folder for all nodes of a machine.
-    """
-    return [str(path) for wheel in wheels for path in sorted(_site(wheel.resolve()).iterdir()) if path.is_dir() or path.suffix == ".py"]
-
-
-@cache
-def _site(wheel: Path) -> Path:
-    """Give the folder into which this process unpacks a wheel."""
-    site = Path(tempfile.mkdtemp(prefix="rapbench-shipped-"))
-    atexit.register(shutil.rmtree, site, ignore_errors=True)
-    _unpack(wheel, site)
-    return site
+def _scratch() -> Path:
+    """Give a folder that is gone when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="rapbench-shipped-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _unpack(wheel: Path, site: Path) -> None:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 AGREEMENT = 1e-4
 """Relative difference up to which a model's scores behind a shared prefix equal those of whole texts."""
+TIE = 1e-6
+"""Relative difference up to which two variants read equally well: a word that stands twice is scored alike."""
 SMALLEST_CHECK = 16
 """Tokens of the shortest text that a model is checked on."""
 ROW_CPU, ROW_ACCELERATOR = 256, 2048
@@ -489,10 +491,12 @@ def _surprises(
 
 
 def _lowest(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-    """Tell which are the lowest share of values, rounded up; NaN is highest, of equal ones the first is lower."""
-    found = np.zeros(len(values), dtype=np.bool_)
-    found[np.argsort(values, kind="stable")[: math.ceil(share * len(values))]] = True
-    return found
+    """Tell which values are the lowest share of them, rounded up, or equal the last of that but for `TIE`; NaN is highest."""
+    count = math.ceil(share * len(values))
+    if not count:
+        return np.zeros(len(values), dtype=np.bool_)
+    bar = np.sort(values)[count - 1]
+    return np.asarray(np.isnan(bar) | (values <= bar * (1 + TIE)), dtype=np.bool_)
 
 
 def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:
