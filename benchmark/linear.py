@@ -118,11 +118,8 @@ def _forwards() -> dict[type, Callable[[Any, torch.Tensor], torch.Tensor]]:
         return product(input, vars(self).get(LAID_OUT, self.weight), self.bias) if _plain(input) else Linear.forward(self, input)
 
     def turned(self: Any, x: torch.Tensor) -> torch.Tensor:
-        if not _plain(x):
-            plain: torch.Tensor = Conv1D.forward(self, x)
-            return plain
-        laid_out = vars(self).get(LAID_OUT)
-        return product(x, self.weight.t() if laid_out is None else laid_out, self.bias)
+        given: torch.Tensor = product(x, vars(self).get(LAID_OUT, self.weight.t()), self.bias) if _plain(x) else Conv1D.forward(self, x)
+        return given
 
     return {Linear: linear, Conv1D: turned}
 

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.metadata import version
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import rapbench
 from rapbench import protocol, quoted, rates
 from rapbench.artifacts import Store
 from rapbench.cost import Cost
@@ -30,6 +30,8 @@ CURVE = tuple(round(float(frr), 6) for frr in np.geomspace(0.001, 0.2, 40))
 """Allowed FRRs of a curve (Figure 3 of the RAP paper)."""
 FIXED = (0.01, 0.05)
 BINS = 40
+LEAST_BIN = 1e-12
+"""Of the largest suspicion: differences below it are rounding, and no bins of their own."""
 TAILS = (2.5, 97.5)
 """Percentiles of all texts between which a histogram's bins lie."""
 LEAST_EXPECTED = 5
@@ -176,11 +178,13 @@ def _edges(suspicion: Floats, thresholds: Sequence[float]) -> Floats:
     low, first, middle, third, high = np.percentile(suspicion, [TAILS[0], 25, 50, 75, TAILS[1]]) if len(suspicion) else [0.0] * 5
     low, high = min([low, *thresholds]), max([high, *thresholds])
     half = third - first
-    scale = half if 0 < half < (high - low) / 10 else math.inf
+    least = max(LEAST_BIN * max(abs(low), abs(high)), 1e-300)
+    scale = half if least < half < (high - low) / 10 else math.inf
     ends = np.array([low, high])
     if math.isfinite(scale):
         ends = np.arcsinh((ends - middle) / scale)
-    room = (ends[1] - ends[0]) / BINS or 0.5  # a bin on either side: no threshold lies on the border
+    room = (ends[1] - ends[0]) / BINS  # a bin on either side: no threshold lies on the border
+    room = room if room > least or math.isfinite(scale) else max(0.5, least)
     edges = np.linspace(ends[0] - room, ends[1] + room, BINS + 1)
     return np.asarray(np.sinh(edges) * scale + middle if math.isfinite(scale) else edges, dtype=np.float64)
 
@@ -259,12 +263,7 @@ def _log(store: Store, key: str) -> tuple[dict[str, Any], ...]:
 def _made_by(store: Store, key: str) -> dict[str, Any]:
     """Give the versions and the machine behind an artifact, without what differs from run to run."""
     made = store.provenance(key).get("made_by", {})
-    return {"rapbench": _version(), **{name: value for name, value in made.items() if name != "load"}}
-
-
-@cache
-def _version() -> str:
-    return version("rapbench")
+    return {"rapbench": rapbench.__version__, **{name: value for name, value in made.items() if name != "load"}}
 
 
 def _counted(cell: Cell, clean: Arrays, poisoned: Arrays, verdicts: Verdicts) -> dict[str, Rate]:

@@ -43,16 +43,6 @@ def publish(store: Store, key: str = KEY, text: str = "one") -> Path:
     return store.folder(key)
 
 
-def test_the_folder_of_what_is_published_anew_is_the_new_one(store: Store) -> None:
-    publish(store)
-    first = store.folder(KEY)
-    assert store.folder(KEY) == first
-    shutil.rmtree(store.root / KEY)
-    publish(store, text="two")
-    assert store.folder(KEY) != first
-    assert store.folder(KEY).is_dir()
-
-
 def broken_off(store: Store, failure: Callable[[Path], BaseException]) -> None:
     """Begin an attempt that fails after its first file."""
     with store.attempt(KEY, {}) as folder:
@@ -70,6 +60,16 @@ def everything(root: Path) -> set[str]:
 def test_a_key_is_the_digest_of_the_canonical_text() -> None:
     expected = hashlib.blake2b(b'{"a":[1,2.5,true],"b":null,"\\u00e9":"x"}', digest_size=16).hexdigest()
     assert content_key({"é": "x", "b": None, "a": (1, 2.5, True)}) == expected
+
+
+def test_the_folder_of_what_is_published_anew_is_the_new_one(store: Store) -> None:
+    publish(store)
+    first = store.folder(KEY)
+    assert store.folder(KEY) == first
+    shutil.rmtree(store.root / KEY)
+    publish(store, text="two")
+    assert store.folder(KEY) != first
+    assert store.folder(KEY).is_dir()
 
 
 @settings(deadline=None)

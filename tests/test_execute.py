@@ -93,7 +93,9 @@ def test_the_step_of_which_most_depends_goes_first():
 
 def test_a_rank_is_the_chain_that_waits_and_then_the_plans_order():
     graph = {"a": [], "b": ["a"], "d": [], "c": ["b", "d"]}  # two steps wait behind a, one behind b and one behind d
-    assert ranked({key: job(key) for key in graph}, graph) == {"a": (-2, 0), "b": (-1, 1), "d": (-1, 2), "c": (0, 3)}
+    ranks = ranked({key: job(key) for key in graph}, graph)
+    assert ranks == {"a": (-2, 0), "b": (-1, 1), "d": (-1, 2), "c": (0, 3)}
+    assert [key for key, rank in ranks.items() if Attempt(job(key), rank=rank).last] == ["c"]
 
 
 def test_the_journal_gives_the_ends_since_an_artifact_was_last_made(tmp_path):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_results import COST, RECORD
 
@@ -198,6 +198,12 @@ def test_a_histogram_whose_bins_make_no_sense_is_refused(edges: tuple[float, ...
         results.read_all(tmp_path, Histogram)
 
 
+@example([0.0, 5e-304], [45312.0])
+@example([0.0, 5e-304], [1.0])
+@example([0.0, 5e-324], [])
+@example([0.0, 4e-322], [])
+@example([1e6, 1e6 + 2e-10], [])
+@example([1e6] * 5 + [1e6 + 2e-10] * 5 + [1e6 + 1] * 2, [])
 @given(st.lists(st.floats(-1e6, 1e6), max_size=60), st.lists(st.floats(-1e6, 1e6), max_size=3))
 def test_bins_rise_and_hold_every_threshold(suspicions: list[float], thresholds: list[float]) -> None:
     edges = measure._edges(np.array(suspicions, dtype=np.float64), thresholds)

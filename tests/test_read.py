@@ -239,17 +239,8 @@ def test_only_a_causal_model_reads_beforehand_and_by_the_options_that_its_scores
     assert Onion(lm="trigram").reads() is None
     own = Onion(lm=str(lm))
     assert own.reads() == Onion(lm=str(lm), levels=(50.0,), heldout=16).reads()
-    others = (
-        {"max_words": 9},
-        {"window": 600},
-        {"stride": 9},
-        {"batch_tokens": 9},
-        {"batch_texts": 9},
-        {"bos": True},
-        {"reach": 9},
-        {"exact_share": 0.5},
-    )
-    for other in others:
+    sizes = ({"max_words": 9}, {"window": 600}, {"stride": 9}, {"batch_tokens": 9}, {"batch_texts": 9})
+    for other in (*sizes, {"bos": True}, {"reach": 9}, {"exact_share": 0.5}):
         assert Onion(lm=str(lm), **other).reads() != own.reads()
     assert (Onion(lm="gpt2").reads() or {})["state"] == "gpt2@main"
     assert (Onion(lm="./nowhere").reads() or {})["state"] == ""  # loading it says why

@@ -48,7 +48,6 @@ class RayExecutor:
         self._greeting = self.ray.remote(max_retries=0, num_cpus=0)(_environment)
         self._running: dict[Any, _Running] = {}
         self._waiting: dict[str, Attempt] = {}
-        self._needed: set[str] = set()
         self._looked = time.monotonic()
         self._placement = Placement(())
         self._hosts: dict[str, str] = {}
@@ -69,8 +68,6 @@ class RayExecutor:
 
     def check(self, jobs: Iterable[Job]) -> None:
         """Refuse, before anything runs, a step that no node is large enough for: a ClusterError names it."""
-        jobs = list(jobs)
-        self._needed = {key for job in jobs for key in job.inputs.values()}
         for job in jobs:
             own = self._needs(Attempt(job))
             if not self._placement.holds(own):
@@ -89,8 +86,9 @@ class RayExecutor:
                 nodeless = time.monotonic()
                 ready, _ = self.ray.wait(list(self._running), num_returns=1, timeout=self._patience())
                 if ready:
-                    done = self._ended(ready[0], self._running.pop(ready[0]))
-                    if done.end is End.OK and done.job.key not in self._needed:
+                    ended = self._running.pop(ready[0])
+                    done = self._ended(ready[0], ended)
+                    if done.end is End.OK and ended.attempt.last:
                         self._launch()  # before whoever asked looks at what is done; else what that lets start may go first
                     return done
                 for ref, own in list(self._running.items()):

@@ -60,6 +60,11 @@ class Attempt:
     rank: tuple[int, ...] = ()
     roomy: bool = False
 
+    @property
+    def last(self) -> bool:
+        """Tell whether no job waits for this one, by its rank."""
+        return self.rank[:1] == (0,)
+
 
 @dataclass(frozen=True)
 class Done:

@@ -21,17 +21,15 @@ SENT = "rapbench-shipped"
 
 def install(wheels: Sequence[Path]) -> None:
     """Let this process import what is in pure-Python wheels, their entry points included; gone when it ends."""
-    folders = [_scratch() for _ in wheels]
-    for wheel, folder in zip(wheels, folders, strict=True):
-        _unpack(wheel, folder)
-    _import_from(folders)
+    _import_from([_unpack(wheel, _scratch()) for wheel in wheels])
 
 
 def sent(wheels: Sequence[Path]) -> str:
     """Give the folder that holds what is in wheels, as Ray's `py_modules` takes it: it sends it to every node, by a digest of the files.
 
     A wheel itself Ray would know by its file's name, so that a node goes on with an older one of that name; and it would have each node's
-    `pip` install it, with what it depends on, into one folder for all nodes of a machine.
+    `pip` install it, with what it depends on, into one folder for all nodes of a machine. It is not the folder that this process imports
+    from, where Python leaves compiled files that differ each time.
     """
     folder = _scratch() / SENT
     for number, wheel in enumerate(wheels):
@@ -60,8 +58,11 @@ def _scratch() -> Path:
     return folder
 
 
-def _unpack(wheel: Path, site: Path) -> None:
-    """Unpack a wheel; a ClusterError where it is none, is too large, or has compiled code, which not every machine could run."""
+def _unpack(wheel: Path, site: Path) -> Path:
+    """Unpack a wheel into a folder, and give that; a ClusterError where it is none, is too large, or has compiled code.
+
+    Not every machine could run that.
+    """
     if wheel.suffix != ".whl" or not wheel.is_file():
         raise ClusterError(f"--ship-plugin {str(wheel)!r} is no wheel: build one with `pip wheel --no-deps FOLDER`")
     try:
@@ -74,3 +75,4 @@ def _unpack(wheel: Path, site: Path) -> None:
             archive.extractall(site)  # which drops absolute paths and ..
     except (zipfile.BadZipFile, OSError) as error:
         raise ClusterError(f"the wheel {str(wheel)!r} cannot be read: {error}") from None
+    return site

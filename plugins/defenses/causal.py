@@ -361,11 +361,13 @@ def load(name: str, device: str, reading: Reading) -> Causal:
             f"onion cannot load the language model {name[:200]!r} ({_line(error)}): give lm=trigram, a folder that holds "
             "a causal model in model.safetensors, or a hub id that is in the local cache or can be reached"
         ) from error
-    lay_out(_fused(model).to(device).eval())
+    _fuse(model)
+    model.to(device).eval()
+    lay_out(model)
     return Causal(model, tokenizer, reading)
 
 
-def _fused(model: Any) -> Any:
+def _fuse(model: Any) -> None:
     """Have GPT-2's activation computed by torch's own kernel instead of eight operations: the same function."""
     from transformers.activations import NewGELUActivation
 
@@ -373,7 +375,6 @@ def _fused(model: Any) -> Any:
         for name, child in part.named_children():
             if type(child) is NewGELUActivation:
                 setattr(part, name, torch.nn.GELU(approximate="tanh"))
-    return model
 
 
 def _source(name: str) -> str | Path:
@@ -514,7 +515,7 @@ def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | No
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     """Give the log of the sum of the exponentials over the last axis, float64: in float32 it alone would cost a digit of each score.
 
-    `logits` are used up, for they are as large as a row of the model is long.
+    `logits` are used up: a copy of them costs more than the sum.
     """
     highest = logits.amax(-1, keepdim=True)
     return logits.sub_(highest).exp_().sum(-1).double().log() + highest.squeeze(-1).double()
