@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -522,6 +523,7 @@ def _threads() -> int:
     return int(torch.get_num_threads())
 
 
+@cache
 def _device_name(device: str) -> str:
     if device.startswith("cuda"):
         import torch

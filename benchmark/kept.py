@@ -6,12 +6,12 @@ plugin does to it reaches no other step.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rapbench.api import Labelled
+from rapbench.copied import copied
 
 if TYPE_CHECKING:
     from rapbench.victim import Victim
@@ -58,6 +58,7 @@ class Kept:
             self.reads.append(key)
             self._victims[key] = load()
         own = self._victims[key]
-        twin = copy.deepcopy(own)
-        twin.model, twin.device = twin.model.to(device), device
+        twin = copied(own, own.model)
+        if device != twin.device:
+            twin.model, twin.device = twin.model.to(device), device
         return twin

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from rapbench.checkpoint import stored, stored_as
+from rapbench.copied import copied
 from rapbench.errors import VictimError
 from rapbench.victim import Victim, model_fingerprint
 
@@ -46,6 +46,6 @@ def _loaded(folder: Path, max_length: int, device: str) -> Victim:
     tensors = stored(folder)
     if missing := [name for name, _ in loaded.model.named_parameters() if stored_as(name, tensors, loaded.model) is None]:
         raise VictimError(f"the model in {str(folder)!r} is no trained classifier: its file has no {missing[0]!r}, which would be made up")
-    twin = copy.deepcopy(loaded)
+    twin = copied(loaded, loaded.model)
     twin.model, twin.device = twin.model.to(device), device
     return twin

@@ -297,10 +297,12 @@ def _settle(bench: Bench) -> None:
     import transformers
 
     torch.set_num_threads(bench.threads)
-    transformers.logging.set_verbosity_error()
+    if transformers.logging.get_verbosity() != logging.ERROR:  # setting a level makes every logger of the process forget what it knows
+        transformers.logging.set_verbosity_error()
+    if (accelerate := logging.getLogger("accelerate")).level != logging.ERROR:
+        accelerate.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 def _made_by(bench: Bench) -> dict[str, Any]:

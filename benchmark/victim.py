@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import hashlib
 import importlib.util
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from rapbench import vocabulary
 from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unpanicked
+from rapbench.copied import copied
 from rapbench.errors import CellError, VictimError
 from rapbench.heads import states_read, unhooked
 from rapbench.hub import reachable
@@ -151,7 +151,8 @@ class Victim:
 
     def clone(self) -> Victim:
         """Give a copy with weights of its own, for a defense to change; its `undefended` still asks this victim."""
-        twin = Victim(plainly(copy.deepcopy(self.model)), self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
+        model = plainly(copied(self.model, self.model))
+        twin = Victim(model, self.tokenizer, self.target_label, self.max_length, self.device, self.scoring)
         twin.compiled, twin.batch_tokens = self.compiled, self.batch_tokens
         twin._original = self._original or self
         return twin

@@ -17,6 +17,7 @@ from rapbench import artifacts, measure, registry, results
 from rapbench.api import Labelled
 from rapbench.errors import StoreError
 from rapbench.kept import SPLITS, Kept
+from rapbench.runner import plan
 from rapbench.stages import Step
 from rapbench.victim import Victim
 
@@ -65,6 +66,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(Step, "rows")
     count(artifacts, "file_digest", named=True)
     count(measure.np, "load", named=True)
+    count(plan, "source_digest")
     return counts
 
 
@@ -74,6 +76,11 @@ def test_the_plugins_the_victim_and_the_texts_are_read_once_for_all_cells(runner
     assert calls["entry_points"] == 2  # the plan's and the executor's
     assert calls["load"] == 1
     assert calls["rows"] == 3  # held-out, test and triggered texts
+
+
+def test_a_plan_reads_the_source_of_a_plugin_once(runner, folder, calls):
+    runner.run(folder, range(500, 506))
+    assert calls["source_digest"] == 4  # the data set, the attack and its control, and the defense of all six cells
 
 
 def test_a_file_is_digested_once_in_a_run(runner, folder, calls):

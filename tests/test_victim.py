@@ -294,6 +294,20 @@ def test_changing_a_clone_leaves_the_victim_bit_for_bit(untrained: Victim) -> No
     assert (clone.probabilities(TEXTS) != told).any()
 
 
+def test_a_hook_on_one_part_of_a_clone_is_on_no_other_part_and_not_on_the_victim(untrained: Victim) -> None:
+    untrained.model.classifier.register_forward_hook(hook := lambda *given: None)
+    clone = untrained.clone()
+    assert list(clone.model.classifier._forward_hooks.values()) == [hook]  # a hook that was there goes along
+    clone.model.base_model.register_forward_hook(lambda *given: None)
+    for model, of_body in ((clone.model, 1), (untrained.model, 0)):
+        hooked = {part: len(own._forward_hooks) for part, own in model.named_modules() if own._forward_hooks}
+        assert hooked.pop("classifier") == 1
+        assert sum(hooked.values()) == of_body
+    held = [own for model in (clone.model, untrained.model) for part in model.modules() for own in vars(part).values()]
+    hooks = [id(own) for own in held if isinstance(own, dict)]
+    assert len(hooks) == len(set(hooks))
+
+
 def test_what_the_gate_has_asked_costs_nothing_again(untrained: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     compute = Victim.probabilities

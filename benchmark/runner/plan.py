@@ -171,6 +171,8 @@ class _Planner:
     registry: Registry
     bench: Bench
     made: Plan
+    sources: dict[type, str] = field(default_factory=dict)
+    """The digest of each plugin's source, as it was found."""
 
     def keys(self, asked: Asked) -> dict[str, str]:
         keys = self.victim(asked)
@@ -308,7 +310,7 @@ class _Planner:
                 "stage": stage,
                 "spec": dict(spec if keyed is None else keyed),
                 "inputs": dict(inputs),
-                "plugins": [_identity(plugin, self.registry) for plugin in plugins],
+                "plugins": [self._identity(plugin) for plugin in plugins],
                 "code": _code(stage),
                 "libraries": {name: _version(name) for name in LIBRARIES.get(stage, ())},
                 "bench": {"device": self.bench.device, "threads": self.bench.threads} if stage in LIBRARIES else {},
@@ -317,17 +319,18 @@ class _Planner:
         self.made.jobs.setdefault(key, Job(stage, key, spec, inputs, label))
         return key
 
+    def _identity(self, plugin: Plugin) -> dict[str, str]:
+        kind = cast(Kind, next(base.__name__.lower() for base in type(plugin).__mro__ if base.__name__ in ("Dataset", "Attack", "Defense")))
+        found, own = self.registry.get(kind, plugin.name), type(plugin)
+        if own not in self.sources:  # a plan is of one moment: its files are read once
+            self.sources[own] = source_digest(own)
+        return {"name": plugin.name, "package": found.package, "version": found.version, "source": self.sources[own]}
+
 
 def _options(plugin: Plugin | Recipe) -> dict[str, Any]:
     """Give all options as plain JSON values, defaults included: a spec that spells a default is the same cell."""
     plain = {f.name: list(value) if isinstance(value := getattr(plugin, f.name), tuple) else value for f in fields(plugin)}
     return {"name": plugin.name, **plain} if not isinstance(plugin, Recipe) else plain
-
-
-def _identity(plugin: Plugin, registry: Registry) -> dict[str, str]:
-    kind = cast(Kind, next(base.__name__.lower() for base in type(plugin).__mro__ if base.__name__ in ("Dataset", "Attack", "Defense")))
-    found = registry.get(kind, plugin.name)
-    return {"name": plugin.name, "package": found.package, "version": found.version, "source": source_digest(type(plugin))}
 
 
 @cache

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from side_by_side import line, medians
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapbench.cost import Meter
 from rapbench_plugins.defenses.causal import Causal, Reading, load
@@ -111,7 +112,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _compare(folder: str, texts: Sequence[str], reaches: Sequence[int], exact_share: float, rounds: int) -> None:
-    sides = [Side(PUBLISHED, _watched(folder, 0, 0), published), Side(EXACT, _watched(folder, 0, 0), ours)]
+    sides = [Side(PUBLISHED, _as_it_comes(folder), published), Side(EXACT, _watched(folder, 0, 0), ours)]
     sides += [Side(f"reach {reach}", _watched(folder, reach, exact_share), ours) for reach in reaches]
     longest = max(len(row) for text in texts for row in sides[0].lm.tokens([text]))
     for side in sides:
@@ -144,6 +145,12 @@ def _in_company(folder: str, texts: Sequence[str], together: int, rounds: int) -
     print(line(f"  {len(texts)} texts", medians(sides, rounds=rounds), "alone"))
     apart = np.nanmax(np.abs(own - its) / np.abs(its))
     print(f"  {at_once:.1f} texts in a row ({company.path()}); relative difference of log perplexities {apart:.2g} at most", flush=True)
+
+
+def _as_it_comes(folder: str) -> Causal:
+    """Load the model as the released scripts do: nothing of it is replaced or laid out for speed."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return Causal(model, AutoTokenizer.from_pretrained(folder), Reading())
 
 
 def _watched(folder: str, reach: int, exact_share: float) -> Causal:
