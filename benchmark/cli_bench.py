@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapbench import cli_run
+from rapbench.artifacts import make_folder
 from rapbench.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def bench(
     setting = Setting(out=out, dataset=dataset, attack=attack, victim=victim, seed=seed, texts=texts, rounds=rounds)
     for spec in (Undefended.name, *(defense or ())):
         setting.cell(spec, registry())  # an unknown name ends here, not in a row
+    make_folder(out)
     rows = _Rows()
     specs = list(dict.fromkeys([Undefended.name, *defense])) if defense else registered()
     code = _pytest(setting, specs, json, rows)

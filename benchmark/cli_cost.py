@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,18 +35,36 @@ def cost(
         costs.draw(records, figure)
         typer.echo(f"{figure}")
         return
-    typer.echo(costs.render(records, _steps(folder, records), form))
+    made = _measured(folder, records) if form == "pytest-benchmark" else None
+    typer.echo(costs.render(records, _steps(folder, records), form, made=made))
 
 
 def _steps(folder: Path, records: Sequence[Record]) -> dict[str, float]:
-    """Give the seconds that the steps behind these records took, by stage; those whose artifacts are not here are left out."""
+    """Give the seconds of all steps that these records were made from, by stage, each once, as far as the store has them."""
     from rapbench.artifacts import store_of
 
     store, seconds = store_of(folder), defaultdict[str, float](float)
-    for key in sorted({key for one in records for key in one.artifacts.values()}):
-        try:
-            made = store.provenance(key)
-        except StoreError:
+    ahead, seen = sorted({key for one in records for key in one.artifacts.values()}), set[str]()
+    while ahead:
+        key = ahead.pop()
+        if key in seen:
             continue
-        seconds[str(made["stage"])] += float(made["seconds"])
+        seen.add(key)
+        with suppress(StoreError, LookupError, TypeError, ValueError, AttributeError):  # not here, or it does not say
+            made = store.provenance(key)
+            took, inputs = float(made["seconds"]), [str(own) for own in made["inputs"].values()]
+            seconds[str(made["stage"])] += took
+            ahead += inputs
     return {stage: round(own, 3) for stage, own in sorted(seconds.items())}
+
+
+def _measured(folder: Path, records: Sequence[Record]) -> datetime | None:
+    """Give when the last of the scores behind these records was published, as its file says it; None where none is in the store."""
+    from rapbench.artifacts import store_of
+
+    store, times = store_of(folder), []
+    for key in sorted({one.artifacts["score"] for one in records if one.cost and "score" in one.artifacts}):
+        with suppress(StoreError, OSError):
+            if store.has(key):
+                times.append(store.extent(key).published.astimezone(UTC))
+    return max(times, default=None)

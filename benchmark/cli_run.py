@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rapbench.stages import Job
 
 FAILED = 1
+FOR_PLANS = ("tflops", "nodes", "gpus", "cpus")
+"""Options of `Bench` that say something of a plan alone."""
 STUDIES = {"probe": "ProbeBlock", "theorem": "CheckBlock"}
 """The shipped grids that are for another command than run, and what they consist of."""
 
@@ -102,6 +104,8 @@ def computes(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         bench = Bench(**{name: given.pop(name) for name in shared.parameters})
+        if not bench.dry_run and (for_plans := [f"--{name}" for name in FOR_PLANS if getattr(bench, name) is not None]):
+            raise SpecError(f"{', '.join(for_plans)} without --dry-run: this would start the run itself; add --dry-run, or leave that out")
         if bench.ship_plugin:
             from rapbench.runner.shipped import install
 

@@ -157,7 +157,7 @@ class Cost:
     fit_tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens through each model while fitting."""
     calibration_s: float | None = None
-    """Seconds for the held-out texts that set the threshold, a purifier's repairs of them at every level included."""
+    """Seconds for the held-out texts that set the threshold, a purifier's repairs at every level and their predictions included."""
     calibration_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows through each model for the held-out texts."""
     calibration_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -168,6 +168,12 @@ class Cost:
     """Tokens through the victim."""
     plain_tokens_per_input: float = 0.0
     """Of the undefended prediction alone."""
+    longest_tokens: int = 0
+    """Of the longest input, as far as the victim reads it: where it is `max_tokens`, the rest may have been cut off."""
+    max_tokens: int | None = None
+    """Tokens of a text that the victim reads at most."""
+    batch_tokens: int | None = None
+    """Tokens of a batch of the victim at most, where memory did not hold as many as usual; None: it did."""
     helper_rows_per_input: Mapping[str, float] = field(default_factory=dict)
     """Rows through other models."""
     helper_tokens_per_input: Mapping[str, float] = field(default_factory=dict)
@@ -246,7 +252,7 @@ class Gauge:
     ) -> None:
         self.meter, self.device, self.plain, self.tokens = meter, device, plain, tokens
         self.facts = {} if facts is None else facts
-        self.inputs = self.plain_tokens = 0
+        self.inputs = self.plain_tokens = self.longest_tokens = 0
         self.flops_s = 0.0
         self.timed: list[Timed] = []
         self.flops: tuple[float, float] | None = None
@@ -268,11 +274,17 @@ class Gauge:
         reset_memory(self.device)
 
     def scored(self, phase: str, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Give the scores of the texts, shape (n,), taken batch by batch; of some the undefended prediction is timed as well."""
+        """Give the scores of the texts, shape (n,), taken batch by batch; of some the undefended prediction is timed as well.
+
+        That is the mean of one before and one after the defense, behind one that is not timed: what a shape of a batch costs once, and a
+        machine that becomes slower, weigh on neither side alone.
+        """
         scores, left = np.empty(len(texts), dtype=np.float64), np.arange(len(texts))
         if phase == "inference" and len(texts):
             self.inputs += len(texts)
-            self.plain_tokens += int(self.tokens(texts).sum())
+            tokens = self.tokens(texts)
+            self.plain_tokens += int(tokens.sum())
+            self.longest_tokens = max(self.longest_tokens, int(tokens.max()))
             if self.flops is None:
                 apart = spread_by_length(texts, FLOP_TEXTS)
                 scores[apart] = self._with_flops([texts[row] for row in apart.tolist()], run)
@@ -282,11 +294,11 @@ class Gauge:
         beside = paired(words) if phase == "inference" else set()
         for number, rows in enumerate(left[batch] for batch in batches):
             own, plain_s = [texts[row] for row in rows.tolist()], None
+            before_s = [self._plain_s(own) for _ in range(2)][-1] if number in beside else 0.0
             with self.meter.phase(phase), self.meter.again(anew=number in beside):
                 scores[rows], defense_s = self._clocked(run, own)
             if number in beside:
-                with self.meter.phase("plain"):
-                    plain_s = self._clocked(self.plain, own)[1] / len(own)
+                plain_s = (before_s + self._plain_s(own)) / 2 / len(own)
             if phase == "inference":
                 self.timed.append(Timed(words[number], len(own), defense_s / len(own), plain_s))
         return scores
@@ -295,17 +307,22 @@ class Gauge:
         self, phase: str, texts: Sequence[str], levels: Sequence[float], purify: Callable[[Sequence[str], float], list[str]]
     ) -> list[list[str]]:
         """Give the repaired texts of each level."""
-        with self.meter.phase("repair" if phase == "inference" else "repair, calibration"):
+        with self.meter.phase("repair" if phase == "inference" else phase):
             found = [purify(texts, level) for level in levels]
         if phase == "inference" and texts:
             shares = [sum(new != old for new, old in zip(own, texts, strict=False)) / len(texts) for own in found]
             self.repairs.append((len(texts), np.asarray(shares)))
         return found
 
-    def cost(self, dtype: str = "float32") -> Cost:
-        """Give what was measured so far."""
-        names = ("fit", "calibration", "repair, calibration", "inference", "repair")
-        fit, held, repair_held, run, repair = phases = [self.meter.phases[name] for name in names]
+    @contextmanager
+    def judging(self, phase: str) -> Iterator[None]:
+        """Measure predictions of repaired texts, of all levels: those of inputs are told by the share that each level changes."""
+        with self.meter.phase("judging" if phase == "inference" else phase):
+            yield
+
+    def cost(self, dtype: str = "float32", *, max_tokens: int | None = None, batch_tokens: int | None = None) -> Cost:
+        """Give what was measured so far; the arguments are what the victim says of itself."""
+        fit, held, run, repair = phases = [self.meter.phases[name] for name in ("fit", "calibration", "inference", "repair")]
         per, level = 1 / self.inputs if self.inputs else 0.0, self._per_level()
         helpers = sorted({who for phase in (held, run, repair) for who in phase.by} - {"victim"})
         rows = {who: run.by[who].rows * per + repair.by[who].rows * level for who in ("victim", *helpers)}
@@ -315,12 +332,15 @@ class Gauge:
             fit_s=round(fit.seconds, 4),
             fit_rows={who: count.rows for who, count in sorted(fit.by.items())},
             fit_tokens={who: count.tokens for who, count in sorted(fit.by.items())},
-            calibration_s=round(held.seconds + repair_held.seconds, 4),
+            calibration_s=round(held.seconds, 4),
             calibration_rows={who: count.rows for who, count in sorted(held.by.items())},
             calibration_tokens={who: count.tokens for who, count in sorted(held.by.items())},
             victim_rows_per_input=rows["victim"] + self._gate,
             victim_tokens_per_input=self.plain_tokens * per * self._gate + tokens["victim"],
             plain_tokens_per_input=self.plain_tokens * per,
+            longest_tokens=self.longest_tokens,
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
             helper_rows_per_input={who: rows[who] for who in helpers},
             helper_tokens_per_input={who: tokens[who] for who in helpers},
             flops_per_input=None if self.flops is None else self.flops[0] + self.flops[1] * self._gate,
@@ -336,6 +356,11 @@ class Gauge:
             threads=_threads(),
             load=round(os.getloadavg()[0], 2),
         )
+
+    def _plain_s(self, texts: Sequence[str]) -> float:
+        """Give the seconds of the undefended prediction of these texts."""
+        with self.meter.phase("plain"):
+            return self._clocked(self.plain, texts)[1]
 
     def _with_flops(self, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Give the scores of these texts, and count the FLOPs of `run` and of the undefended prediction: both are warmed up by it."""

@@ -96,7 +96,7 @@ class Estimate:
             "workers": self.workers,
             "tflops": round(self.tflops, 4),
             "measured": self.measured,
-            "gpu_hours": round(self.gpu_hours, 4),
+            "gpu_hours": float(f"{self.gpu_hours:.6g}"),
             "gpu_tflops": self.gpu_tflops,
             "assumed": list(self.assumed),
         }

@@ -137,7 +137,7 @@ COLUMNS: Mapping[str, Column] = {
     **_columns("figure", _cost, "fit_s", "calibration_s", "start_mib", "fit_peak_mib", "peak_mib"),
     "device_name": _column("name", _cost("device_name")),
     **_columns("name", _made_by, "device"),
-    **_columns("count", _cost, "threads"),
+    **_columns("count", _cost, "threads", "longest_tokens", "max_tokens", "batch_tokens"),
     **_columns("name", _made_by, "rapbench", "torch", "transformers", "python"),
     "trigger": _column("text", _field("trigger")),
     "warnings": _column("text", lambda one: "; ".join(one.warnings)),

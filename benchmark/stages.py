@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -233,7 +234,7 @@ def score(step: Step) -> None:
     gauge.stands_in = deployed is not None
     fitted = deployed or standin.watching(found, defense)
     paper = _scored(fitted, texts, guarded, defense.name, gauge)
-    cost = gauge.cost(_dtype(step))
+    cost = gauge.cost(_dtype(step), max_tokens=guarded.max_length, batch_tokens=guarded.batch_tokens)
     if deployed:
         paper |= standin.scored(deployed, texts, step.labelled("data", "test").texts, step.labelled("poison", "first100").texts)
     strictly, strict = fitted, {name: _calibrating(name, own, calibrates[1]) for name, own in paper.items()}
@@ -414,7 +415,8 @@ def _scored(
             levels = arrays["levels"] = np.asarray(fitted.levels(), dtype=np.float64)
             purify = fitted.purify
             repaired = gauge.purified(phase, own, levels.tolist(), purify) if gauge else [purify(own, level) for level in levels.tolist()]
-            arrays[f"{split}_kept"] = _kept(repaired, own, guarded)
+            with gauge.judging(phase) if gauge else nullcontext():
+                arrays[f"{split}_kept"] = _kept(repaired, own, guarded)
     return arrays
 
 

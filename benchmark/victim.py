@@ -60,7 +60,7 @@ class Recipe:
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` trains in mixed precision, where the device gains by it; predictions are made as `scoring` says."""
+    """`bf16` trains in mixed precision; predictions are made as `scoring` says."""
     select: Literal["best", "last"] = "best"
     """`best` keeps the epoch with the best clean metric on the held-out split, as the released code does."""
     bucketed: bool = False

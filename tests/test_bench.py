@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import pytest
 from rapbench import cli_bench
 from rapbench.bench.export import Row, document
 from rapbench.bench.subject import SAMPLED, NotBenched, Setting, Subject, dealt, registered, registry, subject
-from rapbench.errors import CellError, SpecError
+from rapbench.errors import CellError, SpecError, StoreError
 from rapbench.standin import StandIn
 
 PACKAGE = '''
@@ -361,6 +362,13 @@ def test_bench_refuses_an_unknown_defense_before_it_computes(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_bench_refuses_a_file_for_its_folder_before_it_computes(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(StoreError, match=r"cannot make the folder .*; choose another --out"):
+        cli_bench.bench(defense=["rap"], out=tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_every_registered_defense_has_a_row_by_default():
     specs = registered()
     assert specs[0] == "undefended"
@@ -402,7 +410,7 @@ def test_the_victim_that_stands_in_answers_and_the_received_one_is_timed_beside_
     (texts,), _ = own.next_texts()
     own.run(texts)
     rows = {name: {who: count.rows for who, count in phase.by.items()} for name, phase in lab.meter.phases.items()}
-    assert rows == {"plain": {"received": 3}, "guarded": {"repaired": 3}}
+    assert rows == {"plain": {"received": 2 * 3}, "guarded": {"repaired": 3}}  # a prediction that is timed is warmed up by another
     assert own.level is None
 
 
@@ -463,6 +471,14 @@ def test_an_exported_row_keeps_its_samples_and_counts():
     assert row["extra_info"] == {"rows": 2}
     assert row["stats"]["data"] == [0.1, 0.3]
     assert (row["stats"]["min"], row["stats"]["median"], row["stats"]["rounds"]) == (0.1, pytest.approx(0.2), 2)
+
+
+def test_an_export_says_nothing_of_the_machine_and_the_moment_that_it_is_written_on():
+    told = [document([]), document([], {"device_name": "EPYC"}, datetime(2026, 1, 2, tzinfo=UTC))]
+    assert [(one["machine_info"], one.get("datetime")) for one in told] == [
+        ({}, None),
+        ({"device_name": "EPYC"}, "2026-01-02T00:00:00+00:00"),
+    ]
 
 
 def test_without_pytest_benchmark_an_export_says_what_to_install(monkeypatch):

@@ -196,14 +196,42 @@ def test_a_model_that_fails_on_long_texts_still_shares_short_ones(tokenizer: Any
     assert lm.path() == "shared prefix up to 32 tokens, whole texts beyond"
 
 
-def test_too_little_memory_is_no_reason_to_take_another_path(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_MEMORY = [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_too_little_memory_is_no_reason_to_take_another_path(error: RuntimeError, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*given: Any, **named: Any) -> None:
-        raise torch.OutOfMemoryError
+        raise error
 
     lm = made(gpt2, tokenizer)
     monkeypatch.setattr(Causal, "_pack", exhausted)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         lm.shares_prefix(4)
+    assert lm.agrees == {}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("method", ["_pack", "_nll"])
+def test_a_row_that_memory_does_not_hold_is_halved(
+    method: str, error: RuntimeError, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = made(gpt2, tokenizer)
+    rows = left_out(lm, "the film cf is good and the dog is a cat")
+    shared, whole = lm.leave_one_out(rows), lm.surprise(rows)
+    fits, sizes = getattr(Causal, method), list[int]()
+
+    def scarce(self: Causal, some: Any, *given: Any, **named: Any) -> Any:
+        sizes.append(len(some))
+        if len(some) > 2:
+            raise error
+        return fits(self, some, *given, **named)
+
+    monkeypatch.setattr(Causal, method, scarce)
+    np.testing.assert_allclose(lm.leave_one_out(rows), shared, rtol=1e-6)
+    np.testing.assert_allclose(lm.surprise(rows), whole, rtol=1e-6)
+    assert max(sizes) > 2
+    assert sum(size <= 2 for size in sizes) > 2
 
 
 def test_a_text_has_the_same_bits_whatever_was_scored_before(tokenizer: Any) -> None:

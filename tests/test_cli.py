@@ -492,3 +492,11 @@ def test_a_study_that_makes_no_sense_is_skipped_with_the_reason(command, more, r
     ended = rapbench(command, *studied, *more, "--dry-run")
     assert (ended.code, ended.err) == (0, "")
     assert reason in ended.out
+
+
+@pytest.mark.parametrize("option", ["--tflops", "--nodes", "--gpus", "--cpus"])
+def test_an_option_of_the_estimate_never_starts_the_run_itself(option, rapbench, tmp_path):
+    ended = rapbench("run", "--grid", "demo", "--out", tmp_path / "out", option, 1)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"rapbench: {option} without --dry-run: this would start the run itself; add --dry-run, or leave that out\n"
+    assert not (tmp_path / "out").exists()

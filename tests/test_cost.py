@@ -151,6 +151,9 @@ def test_scores_come_back_in_the_order_of_the_texts_and_are_counted_per_phase(un
     # the gate's own row and one of the defense: 13 / 3 tokens, twice
     assert (cost.victim_rows_per_input, cost.victim_tokens_per_input) == (2.0, pytest.approx(26 / 3))
     assert (cost.device, cost.threads, cost.fit_rows, cost.fit_tokens) == ("cpu", 1, {}, {})
+    assert (cost.longest_tokens, cost.max_tokens, cost.batch_tokens) == (6, None, None)
+    told = own.cost(max_tokens=6, batch_tokens=512)
+    assert (told.max_tokens, told.batch_tokens) == (6, 512)
 
 
 def test_rows_and_tokens_of_the_fit_are_told_by_model(untrained: Victim) -> None:
@@ -221,9 +224,26 @@ def test_the_undefended_prediction_is_timed_on_eight_batches() -> None:
     own = Gauge(Meter(), "cpu", plain, ones)
     own.flops = 0.0, 0.0
     own.scored("inference", ["so"] * (32 * 20), lambda some: np.zeros(len(some)))
-    assert asked == [32] * 8
+    assert asked == [32] * 8 * 3  # one to warm up, one before the defense and one after it
     own.scored("calibration", ["so"] * 64, lambda some: np.zeros(len(some)))
-    assert len(asked) == 8
+    assert len(asked) == 8 * 3
+
+
+def test_a_defense_that_is_one_more_prediction_takes_twice_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls, seen = [0.0], [0], set[tuple[str, ...]]()
+    monkeypatch.setattr("rapbench.cost.time.perf_counter", lambda: clock[0])
+
+    def predict(some: Sequence[str]) -> np.ndarray:
+        """Take three times as long over a batch that is new, and a little longer from call to call, as a machine that grows warm."""
+        calls[0] += 1
+        clock[0] += 0.002 * len(some) * (1.0 if tuple(some) in seen else 3.0) * (1 + 0.01 * calls[0])
+        seen.add(tuple(some))
+        return np.zeros(len(some))
+
+    own = Gauge(Meter(), "cpu", predict, ones)
+    own.flops = 0.0, 0.0
+    own.scored("inference", [f"{number} b c" for number in range(32 * 20)], predict)
+    assert own.cost().ratio == pytest.approx(2.0)
 
 
 def test_batches_with_an_undefended_prediction_are_the_middles_of_equal_parts_and_one_of_each_class() -> None:
@@ -309,6 +329,24 @@ def test_the_peak_is_that_since_the_reset() -> None:
 
 def purifying(texts: Sequence[str], level: float) -> list[str]:
     return [text if len(text) <= level else text[:1] for text in texts]
+
+
+def test_what_calibrates_a_purifier_is_scoring_repairing_and_predicting_the_held_out_texts(untrained: Victim) -> None:
+    own = gauge(untrained)
+
+    def busy(texts: Sequence[str], level: float) -> list[str]:
+        own.meter.add("lm", rows=5 * len(texts), tokens=20 * len(texts))
+        return [f"{text} {level:g}" for text in texts]
+
+    for phase, texts in (("calibration", ["the film"] * 9), ("inference", ["a day"] * 4)):
+        own.scored(phase, texts, lambda some: np.zeros(len(some)))
+        repaired = own.purified(phase, texts, [1.0, 2.0], busy)
+        with own.judging(phase):
+            untrained.probabilities([text for one in repaired for text in one])
+    cost = own.cost()
+    assert cost.calibration_rows == {"lm": 2 * 9 * 5, "victim": 2 * 9}
+    assert (cost.victim_rows_per_input, cost.helper_rows_per_input) == (1.0, {"lm": 5.0})  # inputs: by the share of changed ones
+    assert (cost.repaired, cost.at_level(0).victim_rows_per_input) == ((1.0, 1.0), 2.0)
 
 
 def test_the_share_of_repaired_texts_is_counted_by_level() -> None:

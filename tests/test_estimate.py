@@ -334,6 +334,12 @@ def test_a_dry_run_says_about_how_long_for_each_step_and_in_all(asked, rapbench)
     assert "GPU-hours at 20 TFLOP/s" in measured
 
 
+def test_a_share_of_a_gpu_hour_is_no_zero():
+    own = Estimate({"a": 1e9}, 1e9, tflops=1.0, measured=False, workers=1, assumed=())
+    assert own.plain()["gpu_hours"] == pytest.approx(own.gpu_hours, rel=1e-5)
+    assert own.gpu_hours > 0
+
+
 def test_the_json_of_a_dry_run_holds_the_estimate(asked, rapbench):
     plan = json.loads(rapbench(*asked, "--tflops", "1e-6", "--json"))
     assert sum(job["seconds"] for job in plan["jobs"]) == pytest.approx(plan["estimate"]["seconds"], rel=0.01)

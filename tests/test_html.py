@@ -105,7 +105,8 @@ def test_the_sections_have_what_was_measured(tmp_path: Path) -> None:
     assert "10 clean texts, half of them below 1; 8 poisoned texts, half of them below 2; threshold 1.5 at an allowed FRR of 1 %." in text
     assert "rap: FAR 50.0 % at an allowed FRR of 1 %, 25.0 % at an allowed FRR of 5 %." in text
     assert "device" not in text
-    assert "torch 2.13; cpu made up; 1 threads" in text
+    assert "torch 2.13; cpu made up; 1 thread" in text
+    assert "1 threads" not in text
 
 
 def test_the_summary_says_what_is_stopped_and_at_what_price() -> None:
@@ -269,6 +270,30 @@ def test_a_full_product_is_one_block() -> None:
 def test_a_command_with_signs_that_cannot_be_shown_is_not_shown() -> None:
     ((_, command),) = provenance.commands([replace(RECORD, dataset="imdb:path=a\nrm -rf b")])
     assert command == "its names hold signs that cannot be shown: take the grid"
+
+
+# costs
+
+
+def costs(tmp_path: Path, *records: Record) -> list[list[str]]:
+    """Give the fields of the page's cost table, row by row, its heads first."""
+    text = page(folder_of(tmp_path, *records), "paper")
+    (found,) = re.findall(r"<table\b(?:(?!</table>).)*What each defense costs.*?</table>", text, re.DOTALL)
+    rows = (re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr\b.*?</tr>", found, re.DOTALL))
+    return [[re.sub(r"<[^>]*>", "", field).strip() for field in row] for row in rows]
+
+
+def test_a_defense_that_failed_has_a_row_with_the_reason_among_the_costs(tmp_path: Path) -> None:
+    failed = replace(RECORD, defense="strip", status="failed", reason="no memory", far=None, cost=None)
+    heads, rap, strip = costs(tmp_path, RECORD, failed)
+    assert (heads[:3], heads[-1]) == (["dataset", "attack", "defense"], "bench")
+    assert (rap[:3], rap[heads.index("x time")]) == (["imdb", "badnet-rw", "rap"], "2.00")
+    assert strip == ["imdb", "badnet-rw", "strip", *["--"] * (len(heads) - 4), "failed: no memory"]
+
+
+def test_costs_of_two_seeds_say_which(tmp_path: Path) -> None:
+    heads, *rows = costs(tmp_path, RECORD, replace(RECORD, seed=2))
+    assert (heads[:4], [row[2] for row in rows]) == (["dataset", "attack", "seed", "defense"], ["1", "2"])
 
 
 # what others wrote

@@ -17,6 +17,7 @@ from made_results import COST, RECORD
 
 from rapbench import cli_report, measure, results
 from rapbench.artifacts import Store
+from rapbench.cost import Timed
 from rapbench.errors import SpecError, StoreError
 from rapbench.grid import Cell
 from rapbench.registry import discover
@@ -130,6 +131,18 @@ def test_cost_by_length_is_one_line_per_defense(axis: Any) -> None:
     (drawn,) = axis.get_lines()
     assert drawn.get_xydata() == pytest.approx(np.array([[12.0, 4.0], [50.0, 11.0]]))  # (2 + 2) ms and (6 + 5) ms
     assert right.words == "rap: 2 at 12 words, 2.2 at 50 words."  # 1 + 2 / 2 and 1 + 6 / 5
+
+
+def test_cost_by_length_has_a_row_per_victim_and_device_that_says_which() -> None:
+    slow = replace(COST, by_length=(Timed(12, 50, 0.009, 0.003),), device="cuda", device_name="H200")
+    big = replace(RECORD, victim="bert-base:epochs=2", cost=slow)
+    own = [RECORD, replace(RECORD, attack="ep"), big]
+    rows = cost_figures.length(own, Names(own)).rows
+    assert [(row.title, row.panels[0].words) for row in rows] == [
+        ("bert-base, cuda, H200", "rap: 12 at 12 words, 12 at 12 words."),
+        ("minilm-l6, cpu, made up", "rap: 4 at 12 words, 11 at 50 words."),
+    ]
+    assert [row.title for row in cost_figures.length([RECORD], Names([RECORD])).rows] == [""]
 
 
 # suspicion

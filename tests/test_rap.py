@@ -175,6 +175,14 @@ class Told:
         self.asked += texts
         return np.array([self.chances[text] for text in texts])
 
+    def token_ids(self, word: str, places: object) -> tuple[int, ...]:
+        """Give the id of a word, whose letters are small ones."""
+        return (int.from_bytes(word.lower().encode(), "big"),)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        rows = [torch.tensor([self.token_ids(word, ())[0] for word in text.split()]) for text in texts]
+        return {"input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)}
+
 
 def detector(before: dict[str, float], after: dict[str, float], **options: Any) -> RapDetector:
     return RapDetector(Rap(**options).settled(), cast(Any, Told(before)), cast(Any, Told(after)), cast(Any, None))
@@ -190,6 +198,12 @@ def test_a_text_with_the_word_in_it_is_asked_about_twice() -> None:
     assert own.suspicion(["a", "a CF"]) == pytest.approx([-0.3, 0.5 - 0.7])  # before and after under the changed victim
     assert cast(Told, own.guarded).asked.count("a CF") == 1
     assert len(cast(Told, own.guarded).asked) == 3
+
+
+def test_a_longer_word_that_has_the_word_in_it_is_no_text_with_the_word() -> None:
+    own = detector({"a McFly": 0.9}, {"cf a McFly": 0.5})
+    assert own.suspicion(["a McFly"]) == pytest.approx([0.5 - 0.9])
+    assert cast(Told, own.guarded).asked == ["cf a McFly"]
 
 
 def test_a_word_in_capitals_is_found_all_the_same() -> None:

@@ -19,7 +19,8 @@ from rapbench.cost import Count, Gauge, Meter
 from rapbench.estimate import Site, estimate
 from rapbench.grid import Block, cells_of
 from rapbench.registry import discover
-from rapbench.report.cost import HEADS, measurements, rows, unmeasured
+from rapbench.report.cost import HEADS, foot, measurements, rows, unmeasured
+from rapbench.report.marks import marks
 from rapbench.results import Record
 from rapbench.runner.execute import Done
 from rapbench.runner.plan import Plan
@@ -324,3 +325,5 @@ def test_a_grid_tells_the_same_with_and_without_also_of_texts_longer_than_the_wi
     assert by_strides == {(False, False), (True, True)}  # under both protocols
     costs = rows(measurements(with_reading), unmeasured(with_reading))
     assert [row[HEADS.index("helper rows")].count("lm") for row in costs] == [2, 2]  # a row for each, with `lm` and `lm_computed`
+    below = foot(measurements(with_reading), unmeasured(with_reading), marks())
+    assert below.count("texts beyond its window of 8 tokens, the longest of") == 1

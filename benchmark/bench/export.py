@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -25,7 +24,7 @@ class Row:
 
 
 def document(rows: Sequence[Row], machine: Mapping[str, Any] | None = None, made: datetime | None = None) -> dict[str, Any]:
-    """Give the content of the file; `machine` and `made` where they are not this machine and now.
+    """Give the content of the file. `machine`, `made`: where and when the seconds were measured, as far as it is known.
 
     Rows of one group and name in two files are compared. A row without seconds is left out: the format has no place for it.
     """
@@ -34,10 +33,10 @@ def document(rows: Sequence[Row], machine: Mapping[str, Any] | None = None, made
     except ImportError:
         raise SpecError(MISSING) from None
     return {
-        "machine_info": dict(machine) if machine is not None else _machine(),
+        "machine_info": dict(machine or {}),
         "commit_info": {},
         "benchmarks": [_benchmark(row) for row in rows if row.seconds],
-        "datetime": (made or datetime.now(UTC)).isoformat(),
+        **({"datetime": made.isoformat()} if made else {}),
         "version": version,
     }
 
@@ -55,14 +54,4 @@ def _benchmark(row: Row) -> dict[str, Any]:
         "extra_info": dict(row.extra_info),
         "options": {},
         "stats": {**stats.as_dict(), "data": list(stats.data), "iterations": 1},
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "node": platform.node(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "release": platform.release(),
-        "python_version": platform.python_version(),
     }

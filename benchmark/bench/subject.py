@@ -145,10 +145,11 @@ class Subject:
         return f"{self.cell.names['dataset']}/{self.cell.names['attack']}"
 
     def next_texts(self) -> tuple[tuple[Sequence[str]], dict[str, object]]:
-        """Give the arguments of the next `run`, after timing the undefended prediction of its texts."""
+        """Give the arguments of the next `run`, after timing the undefended prediction of its texts, which are warmed up by another."""
         texts = next(self._fresh)
-        started = time.perf_counter()
         with self.lab.meter.phase("plain"):
+            self.guarded.probabilities(texts)
+            started = time.perf_counter()
             self.guarded.probabilities(texts)
         self.plain_s.append(time.perf_counter() - started)
         return (texts,), {}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,10 @@ from rapbench.results import Record
 Format = Literal["github", "csv", "json", "pytest-benchmark"]
 HEADS = ["dataset", "attack", "victim", "defense", "victim rows", "helper rows", "helper tokens", "GFLOP", "x FLOP", "ms", "x time"]
 HEADS += ["fit s", "fit rows", "fit tokens", "MiB fit", "MiB scoring", "bench"]
+LABELS = 4
+"""Of these, how many say what a row is."""
+APART = {"fine-tuned as": "tuning", "seed": "seed"}
+"""More columns that do, where there are several: head -> field of a record."""
 LENGTH_HEADS = ["words", "defense", "texts", "ms undefended", "ms defended", "x time"]
 FOOT = (
     "Per text that passed the gate, its own prediction included: rows (texts through a model), tokens, FLOPs (torch's work, counted on six "
@@ -28,6 +33,9 @@ FOOT = (
     "allowed FRR; of a filter or a repair, the victim that is deployed instead. "
     "Fit: once per victim. MiB: highest memory in use, of the process or of the accelerator, in brackets before the fit."
 )
+COUNTS = {"helper_rows": "helper_rows_per_input", "helper_tokens": "helper_tokens_per_input"}
+COUNTS |= {name: name for name in ("fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens")}
+"""Columns of the CSV that sum a count over models -> its field; beside each stands NAME_computed."""
 NONE = "--"
 
 
@@ -39,8 +47,13 @@ class Measured:
     cost: Cost
 
 
-def render(records: Sequence[Record], steps: Mapping[str, float], form: Format, known: Marks | None = None) -> str:
-    """Give the costs in the format asked for. `steps`: stage -> seconds of all its steps, where the artifacts are at hand."""
+def render(
+    records: Sequence[Record], steps: Mapping[str, float], form: Format, known: Marks | None = None, made: datetime | None = None
+) -> str:
+    """Give the costs in the format asked for.
+
+    `steps`: stage -> seconds of all its steps, where the artifacts are at hand; `made`: when the last was measured, if known.
+    """
     known = known or marks()
     measured, others = measurements(records, known), unmeasured(records, known)
     if not measured and not others:
@@ -52,15 +65,43 @@ def render(records: Sequence[Record], steps: Mapping[str, float], form: Format, 
     if form == "csv":
         return _csv(measured, others, known)
     if form == "pytest-benchmark":
-        return _pytest_benchmark(measured)
-    told = [_table(HEADS, rows(measured, others, known)), foot(measured, known)]
-    parts = [*told, _table(LENGTH_HEADS, _length_rows(measured, known)), _sums(measured, steps)]
+        return _pytest_benchmark(measured, made)
+    listed = [*(one.record for one in measured), *others]
+    heads, columns = apart(listed)
+    place = LABELS - 1  # before the defense
+    told = [[*row[:place], *more, *row[place:]] for row, more in zip(rows(measured, others, known), columns, strict=True)]
+    parts = [_table([*HEADS[:place], *heads, *HEADS[place:]], told), foot(measured, others, known)]
+    parts += [_table(*_by_length(measured, known)), _sums(measured, steps)]
     return "\n\n".join(part for part in parts if part)
 
 
-def foot(measured: Sequence[Measured], known: Marks) -> str:
-    """Give what the heads mean, and the marks of the defenses in the table."""
-    return " ".join((FOOT + known.foot(one.record.defense for one in measured)).split())
+def foot(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -> str:
+    """Give what the heads mean, what was out of the ordinary, and the marks of the defenses in the table."""
+    defenses = [*(one.record.defense for one in measured), *(one.defense for one in others)]
+    return " ".join(" ".join((FOOT, *_remarks(measured), known.foot(defenses))).split())
+
+
+def _remarks(measured: Sequence[Measured]) -> list[str]:
+    """Give, each once, where texts were longer than a model reads, and where memory was short."""
+    found: dict[str, None] = {}
+    for one in measured:
+        own, record = one.cost, one.record
+        if own.max_tokens and own.longest_tokens >= own.max_tokens:
+            found[
+                f"Of {_home(record)}, {record.victim} reads {own.max_tokens} tokens of a text at most: some have as many, or were cut."
+            ] = None
+        if own.batch_tokens:
+            found[f"Memory held {own.batch_tokens} tokens of {record.victim} at once, no more ({record.defense})."] = None
+        if isinstance(remark := record.notes.get("cost"), str):
+            found[f"{record.defense}: {remark}."] = None
+    return list(found)
+
+
+def apart(records: Sequence[Record], names: Iterable[str] = tuple(APART)) -> tuple[list[str], list[list[str]]]:
+    """Give heads and fields, a list per record, of those columns of `APART` by which these records differ."""
+    heads = [name for name in names if len({getattr(one, APART[name]) for one in records}) > 1]
+    values = ([getattr(one, APART[name]) for name in heads] for one in records)
+    return heads, [[NONE if value is None else str(value) for value in own] for own in values]
 
 
 def measurements(records: Iterable[Record], known: Marks | None = None) -> list[Measured]:
@@ -102,14 +143,24 @@ def totals(measured: Sequence[Measured]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in sums.items()}
 
 
-def lengths(measured: Sequence[Measured]) -> dict[str, list[Timed]]:
-    """Give per defense the mean cost by class of length over all data sets, attacks and victims, shortest first."""
-    found: dict[str, dict[int, list[Timed]]] = {}
+def lengths(measured: Sequence[Measured]) -> dict[tuple[str, str, str], list[Timed]]:
+    """Give per victim, device and defense the mean cost by class of length over all data sets, attacks and seeds, shortest first."""
+    found: dict[tuple[str, str, str], dict[int, list[Timed]]] = {}
     for one in measured:
         for timed in one.cost.by_length:
-            own = found.setdefault(one.record.defense, {})
+            own = found.setdefault((one.record.victim, device(one.cost), one.record.defense), {})
             own.setdefault(length_class(timed.words), []).append(timed)
-    return {defense: [pooled(own) for _, own in sorted(by.items())] for defense, by in sorted(found.items())}
+    return {key: [pooled(own) for _, own in sorted(by.items())] for key, by in sorted(found.items())}
+
+
+def device(cost: Cost) -> str:
+    """Name what the times were taken on."""
+    return f"{cost.device}, {cost.device_name}" if cost.device_name else cost.device
+
+
+def why(one: Record) -> str:
+    """Say why a defense has no cost."""
+    return f"{one.status}: {one.reason or 'nothing was scored'}"
 
 
 def draw(records: Sequence[Record], file: Path) -> None:
@@ -141,23 +192,27 @@ def _row(one: Measured, known: Marks) -> list[str]:
         _sum(cost.fit_tokens) if cost.fit_tokens or not cost.fit_rows else NONE,  # older results have the rows alone
         NONE if cost.fit_peak_mib is None else f"{cost.fit_peak_mib:.0f} ({cost.start_mib or 0:.0f})",
         NONE if cost.peak_mib is None else f"{cost.peak_mib:.0f}",
-        f"{cost.device}, {cost.threads} threads, {cost.dtype}, load {cost.load:g}",
+        f"{cost.device}, {cost.threads} thread{'s' * (cost.threads != 1)}, {cost.dtype}, load {cost.load:g}",
     ]
 
 
 def _failed(one: Record, known: Marks) -> list[str]:
-    return [*_labels(one, known), f"{one.status}: {one.reason or 'nothing was scored'}", *[NONE] * (len(HEADS) - 5)]
+    return [*_labels(one, known), why(one), *[NONE] * (len(HEADS) - LABELS - 1)]
 
 
-def _length_rows(measured: Sequence[Measured], known: Marks) -> list[list[str]]:
-    rows = []
-    for defense, timed in sorted(lengths(measured).items(), key=lambda own: known.place(own[0])):
+def _by_length(measured: Sequence[Measured], known: Marks) -> tuple[list[str], list[list[str]]]:
+    """Give heads and rows of the cost by length, with victim and device where there are several."""
+    found, rows = lengths(measured), []
+    several = [place for place in (0, 1) if len({key[place] for key in found}) > 1]
+    for key, timed in sorted(found.items(), key=lambda own: (own[0][:2], known.place(own[0][2]))):
+        labels = [*(key[place] for place in several), known.shown(key[2], key[2])]
         for one in timed:
             plain, defended = one.plain_s, one.defense_s + (one.plain_s or 0.0)
             figures = [NONE] * 3 if not plain else [f"{1000 * plain:.2f}", f"{1000 * defended:.2f}", f"{defended / plain:.2f}"]
             place = length_class(one.words)
-            rows.append((place, [_class_name(place), known.shown(defense, defense), str(one.texts), *figures]))
-    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+            rows.append((place, [_class_name(place), *labels, str(one.texts), *figures]))
+    heads = [LENGTH_HEADS[0], *(("victim", "device")[place] for place in several), *LENGTH_HEADS[1:]]
+    return heads, [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
 def _sums(measured: Sequence[Measured], steps: Mapping[str, float]) -> str:
@@ -168,39 +223,57 @@ def _sums(measured: Sequence[Measured], steps: Mapping[str, float]) -> str:
         f"with the held-out texts {sums['seconds']:.1f} s."
     )
     if steps:
-        text += f" All steps {sum(steps.values()):.1f} s: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in steps.items()) + "."
+        text += f" All finished steps behind these rows, as far as the store has them, {sum(steps.values()):.1f} s: "
+        text += ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in steps.items()) + "."
     return text
 
 
-def _pytest_benchmark(measured: Sequence[Measured]) -> str:
+def _pytest_benchmark(measured: Sequence[Measured], made: datetime | None) -> str:
     from rapbench.bench.export import Row, document
 
+    timed = [one for one in measured if one.cost.samples_ms]
     rows = [
         Row(
-            f"{one.record.defense}[{one.record.victim}-{one.record.seed}]",
-            f"{one.record.dataset}/{one.record.attack}",
+            f"{one.record.defense}[{' -> '.join(own for own in (one.record.victim, one.record.tuning) if own)}-{one.record.seed}]",
+            f"{_home(one.record)}/{one.record.attack}",
             [value / 1000 for value in one.cost.samples_ms],
-            {**_names(one.record), **dataclasses.asdict(one.cost)},
+            {**_names(one.record), **dataclasses.asdict(one.cost), "made_by": dict(one.record.made_by)},
         )
-        for one in measured
-        if one.cost.samples_ms
+        for one in timed
     ]
-    return json.dumps(document(rows), indent=1, allow_nan=False, default=str)
+    return json.dumps(document(rows, _machine(timed), made), indent=1, allow_nan=False, default=str)
+
+
+def _machine(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Give what the records say of the machine that measured, where all say the same; each row has its own."""
+    told = [{**one.record.made_by, **{name: getattr(one.cost, name) for name in ("device", "device_name", "threads")}} for one in measured]
+    shared = {name: value for name, value in (told or [{}])[0].items() if value != "" and all(own.get(name) == value for own in told)}
+    return {"python_version" if name == "python" else name: value for name, value in shared.items()}  # as pytest-benchmark names it
 
 
 def _csv(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -> str:
-    plain = [f.name for f in dataclasses.fields(Cost) if f.type in ("int", "float", "str", "float | None")]
+    plain = [f.name for f in dataclasses.fields(Cost) if f.type in ("int", "float", "str", "int | None", "float | None")]
     spreads = [("ms_per_input", "ms"), ("plain_ms_per_input", "plain_ms")]
     heads = [*_names(measured[0].record if measured else others[0]), "status", "reason", *plain]
-    heads += [f"{short}_{part}" for _, short in spreads for part in ("median", "low", "high")] + ["helper_rows", "helper_tokens", "mark"]
+    heads += [f"{short}_{part}" for _, short in spreads for part in ("median", "low", "high")]
+    heads += [f"{count}{kind}" for count in COUNTS for kind in ("", "_computed")] + ["mark"]
     rows: list[list[Any]] = []
     for one in measured:
         parts = [getattr(getattr(one.cost, name), part, None) for name, _ in spreads for part in ("median", "low", "high")]
-        last = [published(one.cost.helper_rows_per_input), published(one.cost.helper_tokens_per_input), known.word(one.record.defense)]
-        rows.append([*_names(one.record).values(), "ok", None, *(getattr(one.cost, name) for name in plain), *parts, *last])
+        parts += [total for name in COUNTS.values() for total in _counted(one.cost, name)]
+        told = [getattr(one.cost, name) for name in plain]
+        rows.append([*_names(one.record).values(), "ok", None, *told, *parts, known.word(one.record.defense)])
     none = [None] * (len(heads) - heads.index("reason") - 2)  # between the reason and the mark
     rows += [[*_names(one).values(), one.status, one.reason, *none, known.word(one.defense)] for one in others]
     return csv_text(heads, rows)
+
+
+def _counted(cost: Cost, name: str) -> tuple[float | None, float | None]:
+    """Give a count over all models in it, as published and as really computed; None of what an older result does not know."""
+    by, rows = getattr(cost, name), getattr(cost, name.replace("_tokens", "_rows"))
+    if (rows and not by) or (name.startswith("calibration") and cost.calibration_s is None):
+        return None, None
+    return published(by), sum(value for who, value in by.items() if f"{who}_computed" not in by)
 
 
 def _class_name(place: int) -> str:
@@ -219,8 +292,11 @@ def _names(one: Record) -> dict[str, Any]:
 
 
 def _labels(one: Record, known: Marks) -> list[str]:
-    home = f"{one.poisoned_on} -> " if one.poisoned_on else ""
-    return [home + one.dataset, one.attack, one.victim, known.shown(one.defense, one.defense)]
+    return [_home(one), one.attack, one.victim, known.shown(one.defense, one.defense)]
+
+
+def _home(one: Record) -> str:
+    return f"{one.poisoned_on} -> {one.dataset}" if one.poisoned_on else one.dataset
 
 
 def _sum(by: Mapping[str, int]) -> str:

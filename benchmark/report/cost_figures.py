@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rapbench.cost import Timed, length_class, pooled
-from rapbench.report.cost import measurements
+from rapbench.report.cost import device, measurements
 from rapbench.report.figures import Key, Panel, Picture, Row, line, plain_ticks
-from rapbench.report.names import Names
+from rapbench.report.names import Names, short_names
 from rapbench.results import Record
 
 if TYPE_CHECKING:
@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 
 
 def length(records: Sequence[Record], names: Names) -> Picture:
-    """Give the figure: milliseconds and times the undefended prediction, a line per defense over all data sets and attacks."""
-    pooled_by: dict[int, list[Timed]] = {}
+    """Give the figure: milliseconds and times the undefended prediction, a line per defense over all data sets and attacks.
+
+    A row per victim and device.
+    """
+    found: dict[tuple[str, str], dict[int, list[Timed]]] = {}
     for one in measurements(records, names.marks):
-        pooled_by.setdefault(names.number(one.record), []).extend(
-            timed for timed in one.cost.by_length if timed.plain_s and timed.words > 0
-        )
-    lines = {number: _by_length(own) for number, own in sorted(pooled_by.items()) if own}
-    if not lines:
-        return Picture("length", [])
-    panels = [
+        if own := [timed for timed in one.cost.by_length if timed.plain_s and timed.words > 0]:
+            found.setdefault((one.record.victim, device(one.cost)), {}).setdefault(names.number(one.record), []).extend(own)
+    victims, devices = short_names(victim for victim, _ in found), {bench for _, bench in found}
+    rows = []
+    for (victim, bench), by in sorted(found.items()):
+        title = ", ".join([victims[victim]] * (len(victims) > 1) + [bench] * (len(devices) > 1))
+        rows.append(Row(title, _panels({number: _by_length(own) for number, own in sorted(by.items())}, names)))
+    return Picture("length", rows, [Key(names.defenses[number], number) for number in sorted({own for by in found.values() for own in by})])
+
+
+def _panels(lines: Mapping[int, Sequence[Timed]], names: Names) -> list[Panel]:
+    return [
         Panel(title, _words(lines, names, pick), partial(_paint, lines, unit, pick))
         for title, unit, pick in (("milliseconds per text", "ms", _milliseconds), ("times one undefended prediction", "times", _factor))
     ]
-    return Picture("length", [Row("", panels)], [Key(names.defenses[number], number) for number in lines])
 
 
 def _by_length(timed: Iterable[Timed]) -> list[Timed]:

@@ -118,11 +118,18 @@ def _shape(records: Sequence[Record], names: Names) -> list[tuple[str, str]]:
 
 def _costs(own: Folder) -> Table | None:
     known = own.names.marks
-    measured = cost.measurements(own.records, known)
-    labels = [[name(one.record) for name in (own.names.home, own.names.attack, own.names.defense)] for one in measured]
-    rows = [[*label, *row[4:]] for label, row in zip(labels, cost.rows(measured, [], known), strict=True)]
-    heads = ["dataset", "attack", "defense", *cost.HEADS[4:]]
-    return _table("What each defense costs", heads, rows, cost.foot(measured, known)) if rows else None
+    measured, others = cost.measurements(own.records, known), cost.unmeasured(own.records, known)
+    figures = [row[cost.LABELS :] for row in cost.rows(measured, [], known)]
+    heads = cost.HEADS[cost.LABELS :]
+    figures += [[*[cost.NONE] * (len(heads) - 1), cost.why(one)] for one in others]  # last: columns of numbers stay such
+    listed = [*(one.record for one in measured), *others]
+    seeds, columns = cost.apart(listed, ["seed"])
+    labels = [
+        [own.names.home(one), own.names.attack(one), *column, own.names.defense(one)] for one, column in zip(listed, columns, strict=True)
+    ]
+    rows = [[*label, *row] for label, row in zip(labels, figures, strict=True)]
+    caption = "What each defense costs"
+    return _table(caption, ["dataset", "attack", *seeds, "defense", *heads], rows, cost.foot(measured, others, known)) if rows else None
 
 
 def _missing(own: Folder) -> Table | None:

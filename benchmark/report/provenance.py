@@ -53,7 +53,9 @@ def _machine(one: Record) -> str:
     threads = made.pop("threads", str(one.cost.threads) if one.cost else "")
     versions = ", ".join(f"{name} {value}" for name, value in sorted(made.items()))
     return "; ".join(
-        text for text in (versions or "versions not recorded", device.strip(), f"{threads} threads" if threads else "") if text
+        text
+        for text in (versions or "versions not recorded", device.strip(), f"{threads} thread{'s' * (threads != '1')}" if threads else "")
+        if text
     )
 
 

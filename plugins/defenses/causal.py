@@ -18,10 +18,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,11 +33,12 @@ from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unp
 from rapbench.errors import CellError, VictimError
 from rapbench.hub import reachable
 from rapbench.linear import lay_out, onednn
-from rapbench.victim import HUB_ID
+from rapbench.victim import HUB_ID, out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 AGREEMENT = 1e-4
 """Relative difference up to which a model's scores behind a shared prefix equal those of whole texts."""
 TIE = 1e-6
@@ -148,7 +150,7 @@ class Causal:
         windows = (window for owner, ids in enumerate(rows) for window in _cut(owner, ids, self.reading))
         with onednn(self.model):
             for batch in _batches(windows, self.reading.batch_tokens):
-                np.add.at(total, [row.owner for row in batch], self._nll(batch))
+                np.add.at(total, [row.owner for row in batch], _halving(self._nll, batch))
                 np.add.at(scored, [row.owner for row in batch], [len(row.ids) - row.first for row in batch])
         return _mean(total, scored)
 
@@ -242,9 +244,9 @@ class Causal:
             return False
         try:
             shared = self._leave_one_out(texts, reach=0)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             return False  # a model that cannot take such a mask, such positions or such a cache says so in its own way
         return all(
             np.allclose(own.log_ppl, self.surprise(rows), rtol=AGREEMENT, atol=0.0, equal_nan=True)
@@ -310,7 +312,7 @@ class Causal:
 
         `cache`: keys and values of the texts; left as it was.
         """
-        return np.concatenate([np.empty(0), *(self._pack(row, cache) for row in _packs(rests, self._row_tokens))])
+        return np.concatenate([np.empty(0), *(_halving(partial(self._pack, cache=cache), row) for row in _packs(rests, self._row_tokens))])
 
     def _pack(self, rests: Sequence[Rest], cache: Any) -> NDArray[np.float64]:
         """Give what `_packed` gives, all computed in one row."""
@@ -416,6 +418,17 @@ def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if found is None:
         raise CellError("bos=true needs a begin- or end-of-sequence token, and the language model's tokenizer has neither")
     return int(found)
+
+
+def _halving(run: Callable[[list[T]], NDArray[np.float64]], rows: list[T]) -> NDArray[np.float64]:
+    """Give what `run` gives of the rows, shape (rows,): of two halves one after the other where memory does not hold all of them."""
+    try:
+        return run(rows)
+    except RuntimeError as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+    middle = len(rows) // 2  # out of the handler: the error holds what the failed row has taken
+    return np.concatenate([_halving(run, rows[:middle]), _halving(run, rows[middle:])])
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -234,8 +234,10 @@ class _CausalScorer:
         return [Scored(own.log_ppl, self.model.beyond(rows), own.computed) for own, rows in zip(found, company, strict=True)]
 
     def path(self, beyond: int) -> Mapping[str, Any]:
+        window = self.model.reading.window
+        remark = {"cost": f"texts beyond its window of {window} tokens, the longest of {beyond}, are read by strides"} if beyond else {}
         with self.meter.phase(CHECK):
-            return {"leave_one_out": self.model.path(beyond)}
+            return {"leave_one_out": self.model.path(beyond), **remark}
 
 
 @dataclass
