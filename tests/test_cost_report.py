@@ -103,6 +103,14 @@ def test_texts_that_were_cut_and_memory_that_was_short_are_told_below_the_table_
     assert (row["longest_tokens"], row["max_tokens"], row["batch_tokens"]) == ("32", "32", "512")
 
 
+def test_flops_that_the_rows_do_not_explain_are_told_below_the_table() -> None:
+    bare = replace(COST, helper_rows_per_input={}, helper_tokens_per_input={})  # 3e9 FLOPs, of which 2 rows would take 2e9
+    assert "rows:" not in render([replace(OK, cost=bare)], {}, "github")
+    told = render([replace(OK, cost=replace(bare, flops_per_input=21e9, victim_rows_per_input=1.0))], {}, "github")
+    assert "rap: 21.0 times the FLOPs, but 1.0 rows: work of its own, or calls of parts of the victim." in told
+    assert "rows:" not in render([replace(OK, cost=replace(COST, flops_per_input=21e9))], {}, "github")  # a helper's
+
+
 def test_what_a_defense_says_of_its_cost_stands_below_the_table() -> None:
     assert "rap: it read half." in render([replace(OK, notes={"cost": "it read half"})], {}, "github")
     assert "rap: " not in render([replace(OK, notes={"cost": 3})], {}, "github")

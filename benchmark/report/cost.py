@@ -37,6 +37,8 @@ COUNTS = {"helper_rows": "helper_rows_per_input", "helper_tokens": "helper_token
 COUNTS |= {name: name for name in ("fit_rows", "fit_tokens", "calibration_rows", "calibration_tokens")}
 """Columns of the CSV that sum a count over models -> its field; beside each stands NAME_computed."""
 NONE = "--"
+UNEXPLAINED = 1.5
+"""Times the FLOPs that the rows of the victim would take, from which on they are not all that a defense computes."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,22 @@ def foot(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -
 
 
 def _remarks(measured: Sequence[Measured]) -> list[str]:
-    """Give, each once, where texts were longer than a model reads, and where memory was short."""
-    found: dict[str, None] = {}
-    for one in measured:
-        own, record = one.cost, one.record
+    """Give, each once, where texts were longer than a model reads, where memory was short, and where rows do not tell the work."""
+    found = []
+    for own, record in ((one.cost, one.record) for one in measured):
         if own.max_tokens and own.longest_tokens >= own.max_tokens:
-            found[
-                f"Of {_home(record)}, {record.victim} reads {own.max_tokens} tokens of a text at most: some have as many, or were cut."
-            ] = None
+            most = f"{record.victim} reads {own.max_tokens} tokens of a text at most"
+            found.append(f"Of {_home(record)}, {most}: some have as many, or were cut.")
         if own.batch_tokens:
-            found[f"Memory held {own.batch_tokens} tokens of {record.victim} at once, no more ({record.defense})."] = None
+            found.append(f"Memory held {own.batch_tokens} tokens of {record.victim} at once, no more ({record.defense}).")
+        if own.flops_per_input and own.plain_flops_per_input and not own.helper_rows_per_input:
+            times, seen = own.flops_per_input / own.plain_flops_per_input, own.victim_rows_per_input
+            if times > UNEXPLAINED * max(seen, 1.0):
+                why_so = "work of its own, or calls of parts of the victim"
+                found.append(f"{record.defense}: {times:.1f} times the FLOPs, but {seen:.1f} rows: {why_so}.")
         if isinstance(remark := record.notes.get("cost"), str):
-            found[f"{record.defense}: {remark}."] = None
-    return list(found)
+            found.append(f"{record.defense}: {remark}.")
+    return list(dict.fromkeys(found))
 
 
 def apart(records: Sequence[Record], names: Iterable[str] = tuple(APART)) -> tuple[list[str], list[list[str]]]:
