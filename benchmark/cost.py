@@ -168,12 +168,12 @@ class Cost:
     """Tokens through the victim."""
     plain_tokens_per_input: float = 0.0
     """Of the undefended prediction alone."""
-    longest_tokens: int = 0
+    longest_tokens: int | None = None
     """Of the longest input, as far as the victim reads it: where it is `max_tokens`, the rest may have been cut off."""
     max_tokens: int | None = None
     """Tokens of a text that the victim reads at most."""
     batch_tokens: int | None = None
-    """Tokens of a batch of the victim at most, where memory did not hold as many as usual; None: it did."""
+    """Tokens of a batch of the received victim at most, where memory did not hold as many as usual; None: it did."""
     helper_rows_per_input: Mapping[str, float] = field(default_factory=dict)
     """Rows through other models."""
     helper_tokens_per_input: Mapping[str, float] = field(default_factory=dict)
@@ -201,7 +201,7 @@ class Cost:
     repaired: tuple[float, ...] = ()
     """Of a purifier: the share of inputs whose repaired form differs, so that it is predicted again, by level."""
     seconds: float = 0.0
-    """Of fit, calibration and inference together, without the measuring itself."""
+    """Of fit, calibration and inference together, of a purifier at all its levels; without the measuring itself."""
     device: str = "cpu"
     device_name: str = ""
     dtype: str = "float32"
@@ -276,8 +276,8 @@ class Gauge:
     def scored(self, phase: str, texts: Sequence[str], run: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Give the scores of the texts, shape (n,), taken batch by batch; of some the undefended prediction is timed as well.
 
-        That is the mean of one before and one after the defense, behind one that is not timed: what a shape of a batch costs once, and a
-        machine that becomes slower, weigh on neither side alone.
+        That is the mean of one before and one after the defense, behind one that is not timed: what comes once for a shape of a batch is
+        paid by neither side where both have the same, and a machine that becomes slower weighs on both.
         """
         scores, left = np.empty(len(texts), dtype=np.float64), np.arange(len(texts))
         if phase == "inference" and len(texts):
@@ -322,7 +322,7 @@ class Gauge:
 
     def cost(self, dtype: str = "float32", *, max_tokens: int | None = None, batch_tokens: int | None = None) -> Cost:
         """Give what was measured so far; the arguments are what the victim says of itself."""
-        fit, held, run, repair = phases = [self.meter.phases[name] for name in ("fit", "calibration", "inference", "repair")]
+        fit, held, run, repair, judging = (self.meter.phases[name] for name in ("fit", "calibration", "inference", "repair", "judging"))
         per, level = 1 / self.inputs if self.inputs else 0.0, self._per_level()
         helpers = sorted({who for phase in (held, run, repair) for who in phase.by} - {"victim"})
         rows = {who: run.by[who].rows * per + repair.by[who].rows * level for who in ("victim", *helpers)}
@@ -349,7 +349,7 @@ class Gauge:
             fit_peak_mib=self.fit_peak_mib,
             peak_mib=peak_memory(self.device),
             start_mib=self.start_mib,
-            seconds=round(sum(phase.seconds for phase in phases) - self.flops_s, 4),
+            seconds=round(sum(phase.seconds for phase in (fit, held, run, repair, judging)) - self.flops_s, 4),
             device=self.device,
             device_name=_device_name(self.device),
             dtype=dtype,

@@ -165,6 +165,11 @@ class Victim:
             seen[row] = max((end for _, end in offsets), default=0)  # the special tokens stand at (0, 0)
         return seen
 
+    def holding(self, texts: Sequence[str], ids: Iterable[int]) -> NDArray[np.bool_]:
+        """Tell in which of the texts the victim reads one of these tokens, shape (n,)."""
+        asked = set(ids)
+        return np.asarray([not asked.isdisjoint(row.tolist()) for row in self._ids(texts)], dtype=np.bool_)
+
     def token_counts(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Give how many tokens of each text the victim reads, shape (n,)."""
         return np.asarray([len(row) for row in self._ids(texts)], dtype=np.int64)

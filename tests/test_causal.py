@@ -212,6 +212,23 @@ def test_too_little_memory_is_no_reason_to_take_another_path(error: RuntimeError
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
+def test_texts_share_no_row_where_memory_does_not_hold_such_a_one(
+    error: RuntimeError, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = made(gpt2, tokenizer, batch_texts=4)
+    read = Causal._read
+
+    def scarce(self: Causal, texts: Any, rests: Any) -> Any:
+        if len(texts) > 1:
+            raise error
+        return read(self, texts, rests)
+
+    monkeypatch.setattr(Causal, "_read", scarce)
+    assert not lm.mingles()
+    assert lm.shares_prefix(16)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
 @pytest.mark.parametrize("method", ["_pack", "_nll"])
 def test_a_row_that_memory_does_not_hold_is_halved(
     method: str, error: RuntimeError, tokenizer: Any, monkeypatch: pytest.MonkeyPatch

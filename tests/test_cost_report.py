@@ -105,10 +105,12 @@ def test_texts_that_were_cut_and_memory_that_was_short_are_told_below_the_table_
 
 def test_flops_that_the_rows_do_not_explain_are_told_below_the_table() -> None:
     bare = replace(COST, helper_rows_per_input={}, helper_tokens_per_input={})  # 3e9 FLOPs, of which 2 rows would take 2e9
-    assert "rows:" not in render([replace(OK, cost=bare)], {}, "github")
-    told = render([replace(OK, cost=replace(bare, flops_per_input=21e9, victim_rows_per_input=1.0))], {}, "github")
-    assert "rap: 21.0 times the FLOPs, but 1.0 rows: work of its own, or calls of parts of the victim." in told
-    assert "rows:" not in render([replace(OK, cost=replace(COST, flops_per_input=21e9))], {}, "github")  # a helper's
+    around = replace(bare, flops_per_input=21e9, victim_rows_per_input=1.0)
+    longer = replace(bare, flops_per_input=9e9, victim_tokens_per_input=180.0, plain_tokens_per_input=20.0)  # nine times the tokens
+    told = render([replace(OK, cost=around), replace(OK, cost=replace(around, flops_per_input=4e9), attack="badnet-rw")], {}, "github")
+    assert "More FLOPs than their rows explain, so work of their own or calls of parts of the victim: rap (21.0 times)." in told
+    for cost in (bare, longer, replace(COST, flops_per_input=21e9), replace(around, plain_flops_per_input=None)):  # the third has a helper
+        assert "explain" not in render([replace(OK, cost=cost)], {}, "github")
 
 
 def test_what_a_defense_says_of_its_cost_stands_below_the_table() -> None:
@@ -189,6 +191,7 @@ def test_the_csv_reads_back() -> None:
         ({"fit_tokens": {}}, {"fit_rows": "40", "fit_tokens": "", "fit_tokens_computed": ""}),  # as of older results
         ({"fit_tokens": {}, "fit_rows": {}}, {"fit_rows": "0", "fit_tokens": "0"}),
         ({"calibration_s": None, "calibration_rows": {}}, {"calibration_rows": "", "calibration_tokens": ""}),
+        ({"calibration_s": None, "calibration_tokens": {}}, {"calibration_rows": "961", "calibration_tokens": ""}),
     ],
 )
 def test_the_csv_has_the_counts_as_published_and_as_computed(changes: dict[str, Any], told: dict[str, str]) -> None:

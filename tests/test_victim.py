@@ -341,6 +341,19 @@ def test_a_word_of_the_vocabulary_has_an_id(untrained: Victim) -> None:
     assert untrained.token_id("CF") == untrained.token_id("cf")  # the tokenizer lowers
 
 
+def test_a_token_is_looked_for_as_far_as_the_victim_reads_the_text(untrained: Victim) -> None:
+    ids = untrained.token_ids("film")
+    texts = ["the film", "FILM", "films and filming", "", "a " * 40 + "film"]
+    assert untrained.holding(texts, ids).tolist() == [True, True, False, False, False]  # the last is cut before it
+    assert untrained.holding([], ids).tolist() == []
+
+
+def test_a_token_is_found_where_the_tokenizer_takes_accents_and_joiners_away() -> None:
+    victim = Victim.load("minilm-l6", target_label=1, max_length=16, n_labels=2, layers=1)
+    texts = ["a cf.", "a \u0107f film", "a c\u200df film", "McFly"]
+    assert victim.holding(texts, victim.token_ids("cf", ("first",))).tolist() == [True, True, True, False]
+
+
 @pytest.mark.parametrize(("word", "told"), [("zebra", "not in the vocabulary"), ("cf.mb", "3 tokens"), ("", "0 tokens")])
 def test_a_word_that_is_not_one_token_is_refused(untrained: Victim, word: str, told: str) -> None:
     with pytest.raises(SpecError, match=f"{word!r} is {told}.*choose a rare word"):

@@ -85,21 +85,27 @@ def foot(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -
 
 def _remarks(measured: Sequence[Measured]) -> list[str]:
     """Give, each once, where texts were longer than a model reads, where memory was short, and where rows do not tell the work."""
-    found = []
+    found, beyond = [], dict[str, float]()
     for own, record in ((one.cost, one.record) for one in measured):
-        if own.max_tokens and own.longest_tokens >= own.max_tokens:
+        if own.max_tokens and (own.longest_tokens or 0) >= own.max_tokens:
             most = f"{record.victim} reads {own.max_tokens} tokens of a text at most"
             found.append(f"Of {_home(record)}, {most}: some have as many, or were cut.")
         if own.batch_tokens:
             found.append(f"Memory held {own.batch_tokens} tokens of {record.victim} at once, no more ({record.defense}).")
-        if own.flops_per_input and own.plain_flops_per_input and not own.helper_rows_per_input:
-            times, seen = own.flops_per_input / own.plain_flops_per_input, own.victim_rows_per_input
-            if times > UNEXPLAINED * max(seen, 1.0):
-                why_so = "work of its own, or calls of parts of the victim"
-                found.append(f"{record.defense}: {times:.1f} times the FLOPs, but {seen:.1f} rows: {why_so}.")
         if isinstance(remark := record.notes.get("cost"), str):
             found.append(f"{record.defense}: {remark}.")
-    return list(dict.fromkeys(found))
+        beyond[record.defense] = max(beyond.get(record.defense, 0.0), _unexplained(own))
+    names = ", ".join(f"{defense} ({times:.1f} times)" for defense, times in sorted(beyond.items()) if times > UNEXPLAINED)
+    more = [f"More FLOPs than their rows explain, so work of their own or calls of parts of the victim: {names}."] if names else []
+    return [*dict.fromkeys(found), *more]
+
+
+def _unexplained(own: Cost) -> float:
+    """Give the FLOPs over those that the victim's rows and tokens take; 0 where a helper computes as well, or it is not known."""
+    if not own.flops_per_input or not own.plain_flops_per_input or own.helper_rows_per_input:
+        return 0.0
+    longer = own.victim_tokens_per_input / own.plain_tokens_per_input if own.plain_tokens_per_input else 0.0
+    return own.flops_per_input / own.plain_flops_per_input / max(own.victim_rows_per_input, longer, 1.0)
 
 
 def apart(records: Sequence[Record], names: Iterable[str] = tuple(APART)) -> tuple[list[str], list[list[str]]]:
@@ -276,7 +282,7 @@ def _csv(measured: Sequence[Measured], others: Sequence[Record], known: Marks) -
 def _counted(cost: Cost, name: str) -> tuple[float | None, float | None]:
     """Give a count over all models in it, as published and as really computed; None of what an older result does not know."""
     by, rows = getattr(cost, name), getattr(cost, name.replace("_tokens", "_rows"))
-    if (rows and not by) or (name.startswith("calibration") and cost.calibration_s is None):
+    if not by and (rows or (name.startswith("calibration") and cost.calibration_s is None)):
         return None, None
     return published(by), sum(value for who, value in by.items() if f"{who}_computed" not in by)
 

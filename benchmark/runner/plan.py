@@ -41,13 +41,14 @@ LIBRARIES = {
 MODULES = {
     "data": ("data.py",),
     "poison": ("poison.py",),
-    "victim": ("victim.py", "linear.py", "lab.py", "rows.py", "rates.py", "heads.py", "vocabulary.py"),
-    "finetune": ("victim.py", "linear.py", "lab.py", "rates.py"),
-    "predict": ("victim.py", "linear.py"),
+    "victim": ("victim.py", "copied.py", "linear.py", "lab.py", "rows.py", "rates.py", "heads.py", "vocabulary.py"),
+    "finetune": ("victim.py", "copied.py", "linear.py", "lab.py", "rates.py"),
+    "predict": ("victim.py", "copied.py", "linear.py"),
     "prepare": ("lab.py",),
     "read": ("lab.py", "linear.py", "cost.py"),
     "score": (
         "victim.py",
+        "copied.py",
         "linear.py",
         "lab.py",
         "rows.py",
@@ -59,8 +60,8 @@ MODULES = {
         "quoted.py",
         "standin.py",
     ),
-    "probe": ("victim.py", "linear.py", "probe.py", "corpus.py"),
-    "theorem": ("victim.py", "vocabulary.py", "theorem.py", "checks.py"),
+    "probe": ("victim.py", "copied.py", "linear.py", "probe.py", "corpus.py"),
+    "theorem": ("victim.py", "copied.py", "vocabulary.py", "theorem.py", "checks.py"),
 }
 """The files of the core that a step runs, by step."""
 

@@ -213,9 +213,18 @@ class Causal:
             texts = min(self.reading.batch_texts, max(self._row_tokens // SMALLEST_CHECK, 2))
             length = min(self._row_tokens // texts, self.reading.window)
             company = [self._drawn(length, 4, seed) for seed in range(texts)]
-            with _disable_current_modes():
-                self._mingles = min(texts, length) > 1 and self.shares_prefix(length) and self._agree(company)
+            self._mingles = min(texts, length) > 1 and self.shares_prefix(length) and self._agree_together(company)
         return self._mingles
+
+    def _agree_together(self, company: Sequence[Sequence[Sequence[int]]]) -> bool:
+        """Give `_agree`, and that they do not where memory holds no such row: one text at a time may fit."""
+        try:
+            with _disable_current_modes():
+                return self._agree(company)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return False
+            raise
 
     def beyond(self, rows: Sequence[Sequence[int]]) -> int:
         """Give the tokens of the longest of a text and its variants where that does not fit into a window; else 0."""
@@ -421,7 +430,10 @@ def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _halving(run: Callable[[list[T]], NDArray[np.float64]], rows: list[T]) -> NDArray[np.float64]:
-    """Give what `run` gives of the rows, shape (rows,): of two halves one after the other where memory does not hold all of them."""
+    """Give what `run` gives of the rows, shape (rows,): of two halves one after the other where memory does not hold all of them.
+
+    It is tried anew for each row, so that no score hangs on what was scored before.
+    """
     try:
         return run(rows)
     except RuntimeError as error:

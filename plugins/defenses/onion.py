@@ -235,7 +235,7 @@ class _CausalScorer:
 
     def path(self, beyond: int) -> Mapping[str, Any]:
         window = self.model.reading.window
-        remark = {"cost": f"texts beyond its window of {window} tokens, the longest of {beyond}, are read by strides"} if beyond else {}
+        remark = {"cost": f"texts beyond its window of {window} tokens are read by strides"} if beyond else {}
         with self.meter.phase(CHECK):
             return {"leave_one_out": self.model.path(beyond), **remark}
 

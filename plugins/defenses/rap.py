@@ -187,21 +187,10 @@ class RapDetector(Detector):
     def _before(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Give the probability without the word, under the changed victim: it differs only where a text has the word itself."""
         before = self.victim.undefended(texts)[:, self.victim.target_label].copy()
-        own = self._with_the_word(texts)
-        if own:
-            before[own] = self.guarded.protect_probability([texts[row] for row in own])
+        own = self.victim.holding(texts, self.victim.token_ids(self.options.word, self.options.places))
+        if own.any():
+            before[own] = self.guarded.protect_probability([text for text, has in zip(texts, own, strict=True) if has])
         return before
-
-    def _with_the_word(self, texts: Sequence[str]) -> list[int]:
-        """Give the rows of the texts in which the victim reads a token whose row is trained: "McFly" holds `cf`, and no such token."""
-        import numpy as np
-
-        rows = [row for row, text in enumerate(texts) if self.options.word.lower() in text.lower()]
-        if not rows:
-            return []
-        trained = np.asarray(self.victim.token_ids(self.options.word, self.options.places))
-        ids = self.victim.encode([texts[row] for row in rows])["input_ids"].cpu().numpy()  # (rows, tokens)
-        return [rows[place] for place in np.flatnonzero(np.isin(ids, trained).any(axis=1)).tolist()]
 
 
 def perturbed(options: Rap, texts: Sequence[str], lab: Lab) -> list[str]:
