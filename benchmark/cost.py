@@ -294,7 +294,9 @@ class Gauge:
         beside = paired(words) if phase == "inference" else set()
         for number, rows in enumerate(left[batch] for batch in batches):
             own, plain_s = [texts[row] for row in rows.tolist()], None
-            before_s = [self._plain_s(own) for _ in range(2)][-1] if number in beside else 0.0
+            if number in beside:
+                self._plain_s(own)  # warms up
+                before_s = self._plain_s(own)
             with self.meter.phase(phase), self.meter.again(anew=number in beside):
                 scores[rows], defense_s = self._clocked(run, own)
             if number in beside:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rapbench import linear
+
 COST = Path(__file__).resolve().parent / "cost"
 PROSE = COST.parents[2] / "shared" / "data" / "prose"
 NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
@@ -60,7 +62,15 @@ def test_onion_computes_half_of_the_tokens_and_deletes_the_same_words(tmp_path: 
 
 def test_the_engine_is_measured_beside_torch_s_own_products() -> None:
     told = said("engine.py", "--shape", "minilm-l6", "--budgets", 1024, "--variants", "engine", "--rounds", 1)
-    assert {line.split()[1] for line in told.splitlines() if line.strip().startswith("1024")} >= {"torch.matmul", "engine"}
+    sides = [line.split()[1] for line in told.splitlines() if line.strip().startswith("1024")]
+    assert sides == ["torch.matmul", *(["oneDNN's"] if linear.available() else []), "engine"]
+
+
+def test_one_more_prediction_is_measured_as_one_more() -> None:
+    told = said("null.py", "--runs", 1, "--texts", 128)
+    assert found("rows N,", told) == [2.0]
+    assert found("FLOPs N times", told) == [pytest.approx(2.0, abs=0.01)]
+    assert found("time N times", told) == [pytest.approx(2.0, abs=0.3)]  # of few batches, on a machine that may be busy
 
 
 def test_memory_is_measured_in_fresh_processes() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from rapbench.cost import LENGTHS, Cost, Spread, Timed, length_class, pooled, published
+from rapbench.cost import LENGTHS, Cost, Spread, Timed, classes, length_class, published
 from rapbench.errors import StoreError
 from rapbench.report.forms import csv_text
 from rapbench.report.marks import Marks, marks
@@ -156,12 +156,11 @@ def totals(measured: Sequence[Measured]) -> dict[str, float]:
 
 def lengths(measured: Sequence[Measured]) -> dict[tuple[str, str, str], list[Timed]]:
     """Give per victim, device and defense the mean cost by class of length over all data sets, attacks and seeds, shortest first."""
-    found: dict[tuple[str, str, str], dict[int, list[Timed]]] = {}
+    found: dict[tuple[str, str, str], list[Timed]] = {}
     for one in measured:
-        for timed in one.cost.by_length:
-            own = found.setdefault((one.record.victim, device(one.cost), one.record.defense), {})
-            own.setdefault(length_class(timed.words), []).append(timed)
-    return {key: [pooled(own) for _, own in sorted(by.items())] for key, by in sorted(found.items())}
+        if one.cost.by_length:
+            found.setdefault((one.record.victim, device(one.cost), one.record.defense), []).extend(one.cost.by_length)
+    return {key: list(classes(own)) for key, own in sorted(found.items())}
 
 
 def device(cost: Cost) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rapbench.cost import Timed, length_class, pooled
+from rapbench.cost import Timed, classes
 from rapbench.report.cost import device, measurements
 from rapbench.report.figures import Key, Panel, Picture, Row, line, plain_ticks
 from rapbench.report.names import Names, short_names
@@ -31,7 +31,7 @@ def length(records: Sequence[Record], names: Names) -> Picture:
     rows = []
     for (victim, bench), by in sorted(found.items()):
         title = ", ".join([victims[victim]] * (len(victims) > 1) + [bench] * (len(devices) > 1))
-        rows.append(Row(title, _panels({number: _by_length(own) for number, own in sorted(by.items())}, names)))
+        rows.append(Row(title, _panels({number: classes(own) for number, own in sorted(by.items())}, names)))
     return Picture("length", rows, [Key(names.defenses[number], number) for number in sorted({own for by in found.values() for own in by})])
 
 
@@ -40,14 +40,6 @@ def _panels(lines: Mapping[int, Sequence[Timed]], names: Names) -> list[Panel]:
         Panel(title, _words(lines, names, pick), partial(_paint, lines, unit, pick))
         for title, unit, pick in (("milliseconds per text", "ms", _milliseconds), ("times one undefended prediction", "times", _factor))
     ]
-
-
-def _by_length(timed: Iterable[Timed]) -> list[Timed]:
-    """Give one mean per class of length, shortest first."""
-    classes: dict[int, list[Timed]] = {}
-    for one in timed:
-        classes.setdefault(length_class(one.words), []).append(one)
-    return [pooled(own) for _, own in sorted(classes.items())]
 
 
 def _milliseconds(timed: Timed) -> float:
