@@ -13,7 +13,7 @@ import pytest
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "cluster.md"
 PLAYED = """
 srun() { echo "srun $*" >> said; exec sleep 60; }
-scontrol() { printf 'node-1\\nnode-2\\nnode-3\\n'; }
+scontrol() { echo node-1; sleep 0.1; echo node-2; echo node-3; }
 hostname() { echo '10.0.0.1 10.1.0.1'; }
 ray() { [ "$1" != health-check ] || until grep -q -e --head said; do sleep 0.01; done; }
 rapbench() {
@@ -23,7 +23,7 @@ rapbench() {
   if [ "$STATUS" = never ]; then sleep 60 & builtin wait; fi
   return "$STATUS"
 }
-wait() { until grep -q rapbench said; do sleep 0.01; done; echo waiting; builtin wait "$@"; }
+wait() { [ $# = 0 ] || { until grep -q rapbench said; do sleep 0.01; done; echo waiting; }; builtin wait "$@"; }
 """
 
 
@@ -33,13 +33,21 @@ def script(tmp_path):
     [text] = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "script").write_text(PLAYED + text)
 
+    started: list[subprocess.Popen[str]] = []
+
     def start(nodes: int = 3, status: str = "0", **more: str) -> subprocess.Popen[str]:
         played = {"STARTS": str(min(nodes, 2)), "STATUS": status}
         slurm = {"SLURM_JOB_ID": "123456", "SLURM_NNODES": str(nodes), "SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_NODELIST": "node-[1-3]"}
         command = ["bash", "script", "my-grid.yaml", "/shared/results"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, **slurm, **played, **more})
+        environment = {**os.environ, **slurm, **played, **more}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, start_new_session=True))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        with process:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def said(folder):
