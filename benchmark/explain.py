@@ -14,9 +14,9 @@ import numpy as np
 from rapbench import measure, results, stages
 from rapbench.api import Defense
 from rapbench.artifacts import store_of
-from rapbench.cost import Meter
 from rapbench.errors import StoreError
 from rapbench.judge import Judge
+from rapbench.meter import Meter
 from rapbench.registry import Registry, discover, unknown
 from rapbench.results import Examples, Record
 from rapbench.standin import watching

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapbench.cost import Meter
 from rapbench.errors import CellError
 from rapbench.linear import onednn
+from rapbench.meter import Meter
 from rapbench.rates import clean_metric
 from rapbench.victim import Recipe, Victim
 

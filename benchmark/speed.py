@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from time import perf_counter
 
+from rapbench.instruments import synchronise
 from rapbench.shapes import Shape
 
 EFFICIENCY, ONEDNN_EFFICIENCY = 0.75, 0.6
@@ -35,7 +36,7 @@ def sustained_tflops(shape: Shape, device: str, threads: int, workers: int) -> f
             for _ in range(4):
                 multiply(texts, square)
             multiply(multiply(texts, up), down)
-            _wait(device)
+            synchronise(device)
             done += 1
         return done
 
@@ -52,12 +53,3 @@ def sustained_tflops(shape: Shape, device: str, threads: int, workers: int) -> f
         torch.set_num_threads(before)
     products = done / side_by_side * 2 * rows * (4 * hidden**2 + 2 * hidden * inner) / took / 1e12
     return (ONEDNN_EFFICIENCY if onednn else EFFICIENCY) * products
-
-
-def _wait(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()

@@ -23,10 +23,11 @@ from rapbench import data as data_rules
 from rapbench import quoted, standin
 from rapbench.api import Attack, Dataset, Defense, Detector, Labelled, Purifier, Repair, Task
 from rapbench.artifacts import Store, store_at
-from rapbench.cost import Gauge, Meter
 from rapbench.errors import CellError, PluginError
+from rapbench.gauge import Gauge
 from rapbench.kept import Kept
 from rapbench.lab import Lab, rng
+from rapbench.meter import Meter
 from rapbench.poison import FIRST, poisoned_rows, trigger_ends, triggered_rows
 from rapbench.probe import Material, probe_texts
 from rapbench.protocol import calibration_half, clean_gate, gate, mistaken_gate, predicted

@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 
 from rapbench import results
-from rapbench.cost import Cost, Spread, Timed
+from rapbench.cost import Cost, Spread
+from rapbench.lengths import Timed
 from rapbench.results import Curve, Examples, Histogram, Quote, Record
 
 DATASETS = ("imdb", "yelp", "amazon", "twitter", "jigsaw")

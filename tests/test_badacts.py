@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from rapbench.api import Labelled
-from rapbench.cost import Meter
 from rapbench.errors import CellError
 from rapbench.lab import Lab
+from rapbench.meter import Meter
 from rapbench.protocol import predicted
 from rapbench.rates import auroc
 from rapbench.registry import discover
@@ -113,10 +113,12 @@ def test_it_costs_one_row_of_the_victim_per_text() -> None:
 
 
 def test_it_finds_a_planted_word(planted: Any, lab: Lab, heldout: Labelled) -> None:
-    # with all labels the neurons of this small task have two heaps each, of which three deviations leave nothing out: few are left
+    # with all labels the neurons of this small task have two heaps each, of which three deviations leave nothing out: two are asked for
     clean, triggered = heldout.of(1)[:60], [f"mb {text}" for text in heldout.of(0)[:60]]
-    everything, own = (discover().parse("defense", spec).fit(planted, heldout, lab) for spec in ("badacts", "badacts:labels=protect"))
-    assert auroc(own.suspicion(clean), own.suspicion(triggered)) > 0.8
+    everything, own = (
+        discover().parse("defense", f"badacts:sigmas=2,labels={labels}").fit(planted, heldout, lab) for labels in ("all", "protect")
+    )
+    assert auroc(own.suspicion(clean), own.suspicion(triggered)) > 0.7
     assert everything.suspicion(triggered).mean() > everything.suspicion(clean).mean()
 
 

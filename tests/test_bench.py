@@ -139,7 +139,7 @@ class Place(NamedTuple):
         path = os.pathsep.join([str(self.packages), *filter(None, [inherited.get("PYTHONPATH")])])  # there the rapbench under test may be
         own = {**inherited, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **env}
         command = [sys.executable, *map(str, arguments)]
-        ended = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, check=False, timeout=300)
+        ended = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, check=False, timeout=900)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     def pytest(self, *arguments: object, **env: str) -> Ended:
@@ -412,6 +412,15 @@ def test_the_victim_that_stands_in_answers_and_the_received_one_is_timed_beside_
     rows = {name: {who: count.rows for who, count in phase.by.items()} for name, phase in lab.meter.phases.items()}
     assert rows == {"plain": {"received": 2 * 3}, "guarded": {"repaired": 3}}  # a prediction that is timed is warmed up by another
     assert own.level is None
+
+
+def test_a_round_is_compared_with_the_mean_of_what_stands_before_and_after_it(untrained, lab, monkeypatch):
+    clock = iter([9.0, 1.0, 3.0])  # the first is warmed up by, and counts nowhere
+    monkeypatch.setattr(Subject, "_undefended_s", lambda self, texts: next(clock))
+    own = Subject(SimpleNamespace(), untrained, untrained, lab, [["good"]])
+    (texts,), _ = own.next_texts()
+    own.ran(texts)
+    assert own.plain_s == [2.0]
 
 
 # the texts of a round

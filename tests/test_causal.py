@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rapbench.cost import Count, Meter
-from rapbench_plugins.defenses.causal import SMALLEST_CHECK, Causal, Reading, Rest, load
+from rapbench.meter import Count, Meter
+from rapbench_plugins.defenses.causal import SMALLEST_CHECK, Causal, Reading
+from rapbench_plugins.defenses.causal_load import load
+from rapbench_plugins.defenses.rests import Rest
 
 VOCABULARY = 330
 CORPUS = ["the film is good", "a film was bad and the play is good", "the cat was not good", "is the dog a cat"] * 20

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from rapbench import results
-from rapbench.cost import Cost, Spread, Timed
+from rapbench.cost import Cost, Spread
 from rapbench.errors import StoreError
+from rapbench.lengths import Timed
 from rapbench.report.cost import HEADS, draw, lengths, measurements, render, totals, unmeasured
 from rapbench.results import Record
 

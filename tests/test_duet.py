@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rapbench.api import Labelled
-from rapbench.cost import Meter
 from rapbench.errors import CellError, SpecError
 from rapbench.lab import Lab
+from rapbench.meter import Meter
 from rapbench.rates import auroc
 from rapbench.registry import discover
 from rapbench.victim import Victim

@@ -13,9 +13,9 @@ import pytest
 from rapbench import stages
 from rapbench.api import Attack, Labelled, Task, Work
 from rapbench.artifacts import Store
-from rapbench.cost import counted_flops
 from rapbench.estimate import Estimate, Site, duration, estimate
 from rapbench.grid import cells_of, checked_block
+from rapbench.instruments import counted_flops
 from rapbench.lab import rng
 from rapbench.poison import poisoned_rows
 from rapbench.registry import discover

@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rapbench.api import Labelled, Task
-from rapbench.cost import Count, Meter
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.lab import Lab
+from rapbench.meter import Count, Meter
 from rapbench.registry import discover
 from rapbench.rows import Row
 from rapbench.shapes import SHAPES, known_shape

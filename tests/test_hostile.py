@@ -35,7 +35,8 @@ from rapbench.report.forms import FORMULA, csv_text
 from rapbench.results import Named
 from rapbench.victim import Victim, model_fingerprint, model_source
 from rapbench_plugins.datasets import local
-from rapbench_plugins.defenses import causal
+from rapbench_plugins.defenses.causal import Reading
+from rapbench_plugins.defenses.causal_load import load as load_lm
 
 REGISTRY = discover()
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -822,13 +823,13 @@ def test_a_language_model_s_token_has_an_embedding(tiny_lm: Path, tmp_path: Path
 def test_a_language_model_s_name_is_a_folder_or_a_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VictimError) as caught:
-        causal.load(name, "cpu", causal.Reading())
+        load_lm(name, "cpu", Reading())
     told(caught)
 
 
 def test_models_are_loaded_in_two_places_alone_and_both_look_at_folders_first() -> None:
     loading = {path for path, tree in sources() if any(getattr(node, "attr", None) == "from_pretrained" for node in ast.walk(tree))}
-    assert {path.name for path in loading} == {"victim.py", "causal.py"}
+    assert {path.name for path in loading} == {"victim.py", "causal_load.py"}
     for path in loading:
         called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
         assert {"check_folder", "check_shapes", "check_tokenizer"} <= called

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rapbench.api import Labelled
-from rapbench.cost import Meter
 from rapbench.lab import Lab
+from rapbench.meter import Meter
 from rapbench.victim import Victim
 from rapbench_plugins.defenses.lean import lean
 from rapbench_plugins.defenses.rap import Rap, constructed

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from rapbench import linear as rooms
-from rapbench.cost import counted_flops
+from rapbench.instruments import counted_flops
 from rapbench.linear import available, lay_out, onednn, product
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")

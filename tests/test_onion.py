@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapbench.api import Labelled
-from rapbench.cost import Count, Meter
 from rapbench.errors import CellError, SpecError, VictimError
+from rapbench.meter import Count, Meter
 from rapbench.registry import build, spec_of
 from rapbench_plugins.defenses import onion
 from rapbench_plugins.defenses.onion import Onion, OnionPurifier, Scored, Split
@@ -200,7 +200,7 @@ def test_only_a_trigram_of_the_training_texts_is_prepared() -> None:
 
 
 def test_a_result_depends_on_the_source_of_what_onion_is_made_of() -> None:
-    assert [Path(path).name for path in onion.RESULTS_DEPEND_ON] == ["trigram.py", "causal.py", "judged.py"]
+    assert [Path(path).name for path in onion.RESULTS_DEPEND_ON] == ["trigram.py", "causal.py", "causal_load.py", "rests.py", "judged.py"]
     assert all(Path(path).is_file() for path in onion.RESULTS_DEPEND_ON)
 
 

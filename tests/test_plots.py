@@ -17,9 +17,9 @@ from made_results import COST, RECORD
 
 from rapbench import cli_report, measure, results
 from rapbench.artifacts import Store
-from rapbench.cost import Timed
 from rapbench.errors import SpecError, StoreError
 from rapbench.grid import Cell
+from rapbench.lengths import Timed
 from rapbench.registry import discover
 from rapbench.report import cost_figures, curves, heatmap, suspicion
 from rapbench.report.figures import COLUMNS, DASHES, INK, MARKERS, SERIES, Inline, Key, Panel, Picture, Row, line, sheet, swatches

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapbench.api import Labelled
-from rapbench.cost import Count, Meter
 from rapbench.errors import CellError, SpecError
 from rapbench.lab import Lab
+from rapbench.meter import Count, Meter
 from rapbench.registry import discover
 from rapbench.victim import Victim
 from rapbench_plugins.defenses import rap

@@ -15,9 +15,10 @@ import pytest
 
 from rapbench.api import Labelled
 from rapbench.artifacts import store_of
-from rapbench.cost import Count, Gauge, Meter
 from rapbench.estimate import Site, estimate
+from rapbench.gauge import Gauge
 from rapbench.grid import Block, cells_of
+from rapbench.meter import Count, Meter
 from rapbench.registry import discover
 from rapbench.report.cost import HEADS, foot, measurements, rows, unmeasured
 from rapbench.report.marks import marks

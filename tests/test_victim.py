@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rapbench import victim as victims
-from rapbench.cost import Count, Meter, counted_flops
 from rapbench.errors import CellError, SpecError, VictimError
 from rapbench.grid import recipe_of, victim_spec
+from rapbench.instruments import counted_flops
+from rapbench.meter import Count, Meter
 from rapbench.rows import Row
 from rapbench.victim import Recipe, Victim, model_fingerprint, model_source
 

@@ -75,7 +75,7 @@ def _measure(defense: str, request: pytest.FixtureRequest, benchmark: Any) -> Me
         setting = _setting(request.config)
         own = subject(defense, setting)
         benchmark.group = own.group
-        benchmark.pedantic(own.run, setup=own.next_texts, rounds=setting.rounds, warmup_rounds=WARM_UP)
+        benchmark.pedantic(own.run, setup=own.next_texts, teardown=own.ran, rounds=setting.rounds, warmup_rounds=WARM_UP)
     except NotBenched as why:
         benchmark.skipped = True  # or it warns that nobody used it
         pytest.skip(str(why))

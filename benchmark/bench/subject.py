@@ -2,7 +2,7 @@
 
 Detectors may keep what they said of a text, so every round gets fresh texts, of the same mix of lengths. A round is one guarded
 prediction: the victim's own, and what the defense does then; after a filter or a repair it is the answer of the victim that stands in.
-The undefended prediction of the same texts is timed beside it.
+The undefended prediction of the same texts is timed before and after it.
 """
 
 from __future__ import annotations
@@ -147,11 +147,8 @@ class Subject:
     def next_texts(self) -> tuple[tuple[Sequence[str]], dict[str, object]]:
         """Give the arguments of the next `run`, after timing the undefended prediction of its texts, which are warmed up by another."""
         texts = next(self._fresh)
-        with self.lab.meter.phase("plain"):
-            self.guarded.probabilities(texts)
-            started = time.perf_counter()
-            self.guarded.probabilities(texts)
-        self.plain_s.append(time.perf_counter() - started)
+        self._undefended_s(texts)
+        self.plain_s.append(self._undefended_s(texts))
         return (texts,), {}
 
     def run(self, texts: Sequence[str]) -> None:
@@ -166,6 +163,16 @@ class Subject:
             if isinstance(self.fitted, Purifier) and self.level is not None:
                 self.guarded.undefended(self.fitted.purify(texts, self.level))  # it remembers the unchanged ones
         self.seen.extend(texts)
+
+    def ran(self, texts: Sequence[str]) -> None:
+        """Time the undefended prediction of these texts again: a machine that becomes slower in a round weighs on both sides."""
+        self.plain_s[-1] = (self.plain_s[-1] + self._undefended_s(texts)) / 2
+
+    def _undefended_s(self, texts: Sequence[str]) -> float:
+        with self.lab.meter.phase("plain"):
+            started = time.perf_counter()
+            self.guarded.probabilities(texts)
+            return time.perf_counter() - started
 
     def measured(self, guarded_s: Sequence[float]) -> Measured:
         """Give the cost so far; `guarded_s`: seconds of each measured `run`."""

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from rapbench.cost import LENGTHS, Cost, Spread, Timed, classes, length_class, published
+from rapbench.cost import Cost, Spread, published
 from rapbench.errors import StoreError
+from rapbench.lengths import LENGTHS, Timed, classes, length_class
 from rapbench.report.forms import csv_text
 from rapbench.report.marks import Marks, marks
 from rapbench.results import Record

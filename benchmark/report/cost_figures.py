@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rapbench.cost import Timed, classes
+from rapbench.lengths import Timed, classes
 from rapbench.report.cost import device, measurements
 from rapbench.report.figures import Key, Panel, Picture, Row, line, plain_ticks
 from rapbench.report.names import Names, short_names

@@ -15,6 +15,7 @@ from pathlib import Path
 import rapbench
 from rapbench.artifacts import Store
 from rapbench.errors import RapbenchError
+from rapbench.instruments import device_name
 from rapbench.registry import discover, source_digest
 
 PACKAGES = ("rapbench", "torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "ray")
@@ -60,7 +61,7 @@ def environment(store: Store | None = None, nonce: str = "") -> Environment:
     return Environment(
         host=socket.gethostname(),
         python=platform.python_version(),
-        processor=_processor(),
+        processor=device_name("cpu"),
         packages={name: _version(name) for name in PACKAGES},
         code=_code(),
         plugins=plugins,
@@ -115,11 +116,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

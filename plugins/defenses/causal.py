@@ -16,12 +16,9 @@ read best so far a share is then computed to the end: whoever deletes few words 
 from __future__ import annotations
 
 import inspect
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,11 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rapbench.checkpoint import check_folder, check_shapes, check_tokenizer, unpanicked
-from rapbench.errors import CellError, VictimError
-from rapbench.hub import reachable
-from rapbench.linear import lay_out, onednn
-from rapbench.victim import HUB_ID, out_of_memory
+from rapbench.errors import CellError
+from rapbench.linear import onednn
+from rapbench.victim import out_of_memory
+from rapbench_plugins.defenses.rests import Rest, beginning, lowest, mean, packs, plain, surprises, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 AGREEMENT = 1e-4
 """Relative difference up to which a model's scores behind a shared prefix equal those of whole texts."""
-TIE = 1e-6
-"""Relative difference up to which two variants read equally well: a word that stands twice is scored alike."""
 SMALLEST_CHECK = 16
 """Tokens of the shortest text that a model is checked on."""
 ROW_CPU, ROW_ACCELERATOR = 256, 2048
@@ -81,43 +75,6 @@ class Reading:
         return replace(self, window=limit, stride=min(self.stride, max(limit // 2, 1)))
 
 
-@dataclass(frozen=True)
-class Rest:
-    """What is computed of a variant: its first `kept` tokens are the text's, those from `end` on keep the text's values.
-
-    The text begins at place `start` of the row in which it was read.
-    """
-
-    ids: Sequence[int]
-    kept: int
-    end: int
-    start: int = 0
-
-    @classmethod
-    def of(cls, ids: Sequence[int], text: Sequence[int], reach: int, start: int = 0) -> Rest:
-        """Compare a variant with the text; a token that differs (retokenised at the seam, say) is always scored anew."""
-        kept = _shared(ids, text)
-        if not reach:
-            return cls(ids, kept, len(ids), start)
-        tail = min(_shared(ids[::-1], text[::-1]), len(text) - 1)  # the text's first token has no value
-        return cls(ids, kept, min(len(ids), max(kept + reach, len(ids) - tail)), start)
-
-    @property
-    def whole(self) -> bool:
-        """Tell whether nothing behind what is shared keeps the text's values."""
-        return self.end == len(self.ids)
-
-    @property
-    def read(self) -> Sequence[int]:
-        """Give the tokens that the model reads; behind the last of them the token before `end` is scored."""
-        return self.ids[self.kept : max(self.end - 1, self.kept)]
-
-    @property
-    def scored(self) -> Sequence[int]:
-        """Give the tokens that are scored behind those of `read`, one for one."""
-        return self.ids[self.kept + 1 : max(self.end, self.kept + 1)]
-
-
 class Surprise(NamedTuple):
     """What a model says of a text and its variants."""
 
@@ -152,7 +109,7 @@ class Causal:
             for batch in _batches(windows, self.reading.batch_tokens):
                 np.add.at(total, [row.owner for row in batch], _halving(self._nll, batch))
                 np.add.at(scored, [row.owner for row in batch], [len(row.ids) - row.first for row in batch])
-        return _mean(total, scored)
+        return mean(total, scored)
 
     def leave_one_out(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Give what `surprise` gives, of a text (the first row) and of variants of it: where possible from one shared prefix.
@@ -277,15 +234,15 @@ class Causal:
         with onednn(self.model):
             cache, own, first = self._read([rows[0] for rows in texts], rests)
             anew = first + self._packed(rests, cache)
-            found = _surprises(texts, rests, own, anew)
+            found = surprises(texts, rests, own, anew)
             if reach:
-                best = np.concatenate([_lowest(log_ppl[1:], self.reading.exact_share) for log_ppl in found])
+                best = np.concatenate([lowest(log_ppl[1:], self.reading.exact_share) for log_ppl in found])
                 again = [place for place in np.flatnonzero(best).tolist() if not rests[place].whole]
                 for place in again:
                     rests[place] = replace(rests[place], end=len(rests[place].ids))
                     read[place] += len(rests[place].read)
                 anew[again] = first[again] + self._packed([rests[place] for place in again], cache)
-                found = _surprises(texts, rests, own, anew)
+                found = surprises(texts, rests, own, anew)
         computed = np.array(lengths) + np.bincount(owner, weights=read, minlength=len(texts)).astype(int)
         return [Surprise(*of_text) for of_text in zip(found, computed.tolist(), strict=True)]
 
@@ -303,7 +260,7 @@ class Causal:
             nothing = [0] * len(texts)
             read = self.model(
                 input_ids=ids,
-                attention_mask=_visible(sizes, nothing, nothing, 0, self.model),
+                attention_mask=visible(sizes, nothing, nothing, 0, self.model),
                 position_ids=torch.tensor([[place for size in sizes for place in range(size)]], device=ids.device),
                 use_cache=True,
             )
@@ -314,14 +271,14 @@ class Causal:
         nll = _nll(read.logits[0], asked, behind + [rests[place].start + rests[place].kept - 1 for place in fresh])
         first = np.zeros(len(rests))
         first[fresh] = nll[len(behind) :]
-        return _plain(read.past_key_values), nll[: len(behind)], first
+        return plain(read.past_key_values), nll[: len(behind)], first
 
     def _packed(self, rests: Sequence[Rest], cache: Any) -> NDArray[np.float64]:
         """Give the summed negative log likelihood of each rest's `scored` tokens, shape (rests,).
 
         `cache`: keys and values of the texts; left as it was.
         """
-        return np.concatenate([np.empty(0), *(_halving(partial(self._pack, cache=cache), row) for row in _packs(rests, self._row_tokens))])
+        return np.concatenate([np.empty(0), *(_halving(partial(self._pack, cache=cache), row) for row in packs(rests, self._row_tokens))])
 
     def _pack(self, rests: Sequence[Rest], cache: Any) -> NDArray[np.float64]:
         """Give what `_packed` gives, all computed in one row."""
@@ -331,12 +288,12 @@ class Causal:
         device = self.model.device
         owner = np.repeat(np.arange(len(rests)), sizes)
         seen = max(rest.start + rest.kept for rest in rests)
-        mask = _visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], seen, self.model)
+        mask = visible(sizes, [rest.start for rest in rests], [rest.kept for rest in rests], seen, self.model)
         logits = self.model(
             input_ids=torch.tensor([[token for rest in rests for token in rest.read]], device=device),
             attention_mask=mask,
             position_ids=torch.tensor([[rest.kept + step for rest in rests for step in range(len(rest.read))]], device=device),
-            past_key_values=_beginning(cache, seen),
+            past_key_values=beginning(cache, seen),
             use_cache=True,
         ).logits[0]
         nll = _nll(logits, [token for rest in rests for token in rest.scored])
@@ -356,70 +313,6 @@ class Causal:
         nll = _log_sum(logits) - asked
         kept = (place >= first) & (place < length)
         return np.asarray(nll.masked_fill(~kept[:, 1:], 0.0).sum(1).cpu().numpy(), dtype=np.float64)
-
-
-def load(name: str, device: str, reading: Reading) -> Causal:
-    """Load a causal language model in float32 from a folder, the local cache or the hub: safetensors, no code of its own."""
-    try:
-        place = _source(name)
-        with unpanicked():
-            model, tokenizer = _loaded(place)
-        if isinstance(place, Path):
-            check_tokenizer(place, tokenizer, len(model.get_input_embeddings().weight))
-        _check_positions(model)
-    except Exception as error:  # `tokenizers` raises nothing narrower, and what breaks here is the model, whoever made it
-        raise VictimError(
-            f"onion cannot load the language model {name[:200]!r} ({_line(error)}): give lm=trigram, a folder that holds "
-            "a causal model in model.safetensors, or a hub id that is in the local cache or can be reached"
-        ) from error
-    _fuse(model)
-    model.to(device).eval()
-    lay_out(model)
-    return Causal(model, tokenizer, reading)
-
-
-def _fuse(model: Any) -> None:
-    """Have GPT-2's activation computed by torch's own kernel instead of eight operations: the same function."""
-    from transformers.activations import NewGELUActivation
-
-    for part in list(model.modules()):
-        for name, child in part.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(part, name, torch.nn.GELU(approximate="tanh"))
-
-
-def _source(name: str) -> str | Path:
-    """Give the folder, looked at, or the hub id; a name that can only be a path must be a folder."""
-    folder = Path(os.path.expanduser(name))
-    if os.path.isdir(folder):  # False of a name that no file system takes
-        check_folder(folder)
-        return folder
-    if name.startswith(("/", ".", "~")):
-        raise OSError("there is no such folder")
-    if not HUB_ID.fullmatch(name) or ".." in name:
-        raise OSError("it is neither a folder nor a hub id of the form owner/name")
-    return name
-
-
-def _loaded(place: str | Path) -> tuple[Any, Any]:
-    """Give model and tokenizer; of a folder only where its weights have the shapes that its settings ask for."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": isinstance(place, Path) or not reachable()}
-    if isinstance(place, Path):
-        check_shapes(place, AutoConfig.from_pretrained(place, **safe), AutoModelForCausalLM, new_head=False)
-    tokenizer = AutoTokenizer.from_pretrained(place, **safe)
-    return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **safe), tokenizer
-
-
-def _check_positions(model: Any) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None and (not isinstance(most, int) or most < 1):
-        raise ValueError(f"it has {most!r} positions by its config.json: there it should be 1 or more")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -443,88 +336,6 @@ def _halving(run: Callable[[list[T]], NDArray[np.float64]], rows: list[T]) -> ND
     return np.concatenate([_halving(run, rows[:middle]), _halving(run, rows[middle:])])
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Give how many tokens both begin with."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (own, its) in enumerate(pairs) if own != its), min(len(one), len(other)))
-
-
-def _plain(cache: Any) -> Any:
-    """Give a cache that holds every key of every layer; raise TypeError for another (of sliding windows, of states)."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        raise TypeError(f"{type(cache).__name__} does not hold every key of every layer")
-    return cache
-
-
-def _beginning(cache: Any, length: int) -> Any:
-    """Give a cache of the first `length` tokens of another."""
-    from transformers.cache_utils import DynamicCache
-
-    own = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        own.update(layer.keys[:, :, :length], layer.values[:, :, :length], number)
-    return own
-
-
-def _packs(rests: Sequence[Rest], tokens: int) -> Iterator[list[Rest]]:
-    """Give the rests in order, as many at once as the model reads `tokens` of; at least one."""
-    row: list[Rest] = []
-    filled = 0
-    for rest in rests:
-        if row and filled + len(rest.read) > tokens:
-            yield row
-            row, filled = [], 0
-        row.append(rest)
-        filled += len(rest.read)
-    if row:
-        yield row
-
-
-def _visible(sizes: Sequence[int], starts: Sequence[int], kept: Sequence[int], length: int, model: PreTrainedModel) -> torch.Tensor:
-    """Give the mask to be added, shape (1, 1, m, length + m), of parts of `sizes` tokens, m in all, behind `length` tokens read before.
-
-    A token sees the `kept` tokens from `starts` on that its part stands behind, and its own part up to itself.
-    """
-    device = model.device
-    owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (m,)
-    begin, count = (torch.tensor(values)[owner, None].to(device) for values in (starts, kept))
-    owner, place = owner.to(device), torch.arange(length, device=device)
-    before = (place >= begin) & (place < begin + count)  # (m, length)
-    own = (owner[:, None] == owner).tril()  # (m, m)
-    hidden = ~torch.cat([before, own], dim=1)
-    return torch.zeros(hidden.shape, dtype=model.dtype, device=device).masked_fill_(hidden, torch.finfo(model.dtype).min)[None, None]
-
-
-def _surprises(
-    texts: Sequence[Sequence[Sequence[int]]], rests: Sequence[Rest], own: NDArray[np.float64], anew: NDArray[np.float64]
-) -> list[NDArray[np.float64]]:
-    """Give of each text the mean negative log likelihood of its scored tokens, then of each variant's, shape (rows,).
-
-    `own`: the texts', shape (tokens - texts,); `anew`: summed over the tokens of each variant that keep no value of its text's.
-    """
-    found = []
-    for rows in texts:
-        length, variants = len(rows[0]), len(rows) - 1
-        sums = np.concatenate([[0.0], np.cumsum(own[: length - 1])])  # (tokens,): up to each token
-        before = sums[[max(rest.kept - 1, 0) for rest in rests[:variants]]]
-        far = sums[-1] - sums[[rest.end + length - len(rest.ids) - 1 for rest in rests[:variants]]]
-        total = np.concatenate([sums[-1:], before + anew[:variants] + far])
-        found.append(_mean(total, np.array([len(ids) - 1 for ids in rows])))
-        rests, own, anew = rests[variants:], own[length - 1 :], anew[variants:]
-    return found
-
-
-def _lowest(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-    """Tell which values are the lowest share of them, rounded up, or equal the last of that but for `TIE`; NaN is highest."""
-    count = math.ceil(share * len(values))
-    if not count:
-        return np.zeros(len(values), dtype=np.bool_)
-    bar = np.sort(values)[count - 1]
-    return np.asarray(np.isnan(bar) | (values <= bar * (1 + TIE)), dtype=np.bool_)
-
-
 def _nll(logits: torch.Tensor, tokens: Sequence[int], behind: Sequence[int] | None = None) -> NDArray[np.float64]:
     """Give each token's negative log likelihood, shape (n,), by the logits in its place, or in the place that `behind` names.
 
@@ -544,11 +355,6 @@ def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     """
     highest = logits.amax(-1, keepdim=True)
     return logits.sub_(highest).exp_().sum(-1).double().log() + highest.squeeze(-1).double()
-
-
-def _mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
-    return mean
 
 
 def _cut(owner: int, ids: Sequence[int], reading: Reading) -> Iterator[Window]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rapbench.cost import Meter
+    from rapbench.meter import Meter
 
 FILE = "judged.npz"
 MAX_LOG_PPL = 700.0  # the exponential of a little more is infinite in float64

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from rapbench_plugins.defenses.causal import Causal
     from rapbench_plugins.defenses.trigram import Trigram
 
-RESULTS_DEPEND_ON = tuple(str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py", "judged.py"))
+RESULTS_DEPEND_ON = tuple(
+    str(Path(__file__).with_name(name)) for name in ("trigram.py", "causal.py", "causal_load.py", "rests.py", "judged.py")
+)
 PAPER_LEVELS = (*(float(level) for level in range(10, 100, 5)), 97.0, 99.0)
 BLOCK = 1024
 READ_BY = ("lm", "max_words", "window", "stride", "batch_tokens", "batch_texts", "bos", "reach", "exact_share")
@@ -144,10 +146,11 @@ class Onion(Defense):
         return OnionPurifier(_TrigramScorer(model, lab.meter), self.max_words, facts)
 
     def _causal(self, lab: Lab) -> OnionPurifier:
-        from rapbench_plugins.defenses import causal
+        from rapbench_plugins.defenses.causal import Reading
+        from rapbench_plugins.defenses.causal_load import load
 
-        reading = causal.Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach, self.exact_share, self.batch_texts)
-        lm = causal.load(self.lm, str(lab.device), reading)
+        reading = Reading(self.window, self.stride, self.batch_tokens, self.bos, self.reach, self.exact_share, self.batch_texts)
+        lm = load(self.lm, str(lab.device), reading)
         before = Beforehand.load(lab.read, lab.meter) if lab.read else None
         lm.agrees.update(before.agrees if before else {})
         lab.meter.watch(lm.model, "lm_computed")

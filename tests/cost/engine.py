@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from rapbench import linear
-from rapbench.cost import counted_flops
+from rapbench.instruments import counted_flops
 from rapbench.victim import Victim
 
 LENGTH = 128

@@ -18,10 +18,10 @@ from scoring import drawn
 from side_by_side import line, medians
 
 from rapbench.api import Labelled
-from rapbench.cost import Meter
 from rapbench.guard import About, Guard, Terms
 from rapbench.judge import Judge
 from rapbench.lab import Lab
+from rapbench.meter import Meter
 from rapbench.victim import Recipe, Victim
 from rapbench_plugins.defenses.rap import Rap, RapDetector, perturbed
 

@@ -13,7 +13,8 @@ import torch
 import transformers
 from encoder import WORDS
 
-from rapbench.cost import Gauge, Meter
+from rapbench.gauge import Gauge
+from rapbench.meter import Meter
 from rapbench.victim import Victim
 
 

@@ -29,8 +29,9 @@ import torch
 from side_by_side import line, medians
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rapbench.cost import Meter
-from rapbench_plugins.defenses.causal import Causal, Reading, load
+from rapbench.meter import Meter
+from rapbench_plugins.defenses.causal import Causal, Reading
+from rapbench_plugins.defenses.causal_load import load
 from rapbench_plugins.defenses.onion import Onion, Split
 
 PROSE = Path(__file__).resolve().parents[3] / "shared" / "data" / "prose"

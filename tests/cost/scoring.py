@@ -22,8 +22,8 @@ import transformers
 from side_by_side import line, medians
 
 from rapbench.api import Labelled
-from rapbench.cost import Meter
 from rapbench.lab import Lab
+from rapbench.meter import Meter
 from rapbench.victim import Recipe, Victim
 from rapbench_plugins.defenses.rap import Rap, RapDetector
 from rapbench_plugins.defenses.strip import Strip, StripDetector, ranked_words

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rapbench import results
 from rapbench.checks import Bounds, CheckRecord, Distribution, Inequality, Theorem, Verdict
-from rapbench.cost import Cost, Spread, Timed
+from rapbench.cost import Cost, Spread
+from rapbench.lengths import Timed
 from rapbench.probe import ProbeRecord
 
 Row = tuple[str, int]
