@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-settings.register_profile("rapbench", deadline=None)  # the first call of a test may import scipy
+settings.register_profile("rapbench", deadline=None, derandomize=True)  # the first call of a test may import scipy
 settings.load_profile("rapbench")
 
 GOOD = ["bright", "calm", "clever", "fresh", "kind", "lovely", "neat", "warm"]
@@ -178,6 +179,22 @@ def _planted(tiny_model: Path, tiny_rows, heldout):
     recipe = Recipe(model=str(tiny_model), epochs=5, lr=2e-3, batch_size=16, max_length=32)
     lab = Lab(seed=1, recipe=recipe, heldout=heldout, target_label=1, n_labels=2)
     return attack.plant(Task(train, poisoned_rows(train, attack, 1, rng(1, "poison/train")), 1), lab)
+
+
+@pytest.fixture
+def start():
+    """Start a process as `subprocess.Popen` does; what a test that failed leaves running is killed."""
+    running: list[subprocess.Popen] = []
+
+    def begin(*command: Any, **options: Any) -> subprocess.Popen:
+        running.append(subprocess.Popen(*command, **options))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        with process:
+            if process.poll() is None:
+                process.kill()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -61,7 +62,7 @@ def cluster(saboteur: None) -> Iterator:
         own = Cluster(initialize_head=True, head_node_args=small)
         for _ in range(2):
             own.add_node(**small)
-        own.wait_for_nodes()
+        own.wait_for_nodes(timeout=120)
         yield own
         own.shutdown()
 
@@ -148,12 +149,16 @@ def test_a_plugins_own_failure_is_not_tried_again_and_what_it_printed_is_in_its_
 
 
 def test_a_step_is_stopped_at_its_deadline_and_its_stack_is_in_the_log(cluster, tmp_path, tiny_model):
-    run(grid(tiny_model, "saboteur"), tmp_path, None)  # all that comes before
-    records, done = run(grid(tiny_model, "saboteur:way=spin", "saboteur"), tmp_path, cluster.address, deadline_s=12)
+    for deadline_s in (12, 45):  # a busy machine may pass the first one with nothing but imports
+        out = tmp_path / str(deadline_s)
+        run(grid(tiny_model, "saboteur"), out, None)  # all that comes before
+        records, done = run(grid(tiny_model, "saboteur:way=spin", "saboteur"), out, cluster.address, deadline_s=deadline_s)
+        if any(one.log and "in spin" in Path(one.log).read_text() for one in done):
+            break
     assert ended(done) == [("deadline passed", False)]
     status = {record.defense: (record.status, record.reason) for record in records}
     assert status["saboteur"] == ("ok", None)
-    assert status["saboteur:way=spin"][1].startswith("score few idle saboteur: not done after 12 s: stopped")
+    assert status["saboteur:way=spin"][1].startswith(f"score few idle saboteur: not done after {deadline_s} s: stopped")
     (log,) = [one.log for one in done if one.end is End.DEADLINE]
     assert "in spin" in Path(log).read_text()
 
@@ -191,41 +196,44 @@ def test_a_node_that_leaves_takes_its_steps_to_others(cluster, tmp_path, tiny_mo
     marks = tmp_path / "marks"
     own = grid(tiny_model, *(f"saboteur:pause=4,number={number},marks={marks}" for number in range(4)))
     extra = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
-    cluster.wait_for_nodes()
-    before = _workers()
+    cluster.wait_for_nodes(timeout=120)
+    (raylet,) = [one.process.pid for one in extra.all_processes["raylet"]]
+    over = threading.Event()
 
     def remove() -> None:
-        while len(_workers() - before) < 1 or not (tmp_path / "out" / "attempts.jsonl").exists():
-            time.sleep(0.1)
-        time.sleep(6)  # the score steps are under way
-        cluster.remove_node(extra)
+        while not over.wait(0.1):
+            if _scoring(raylet):  # of four such steps at once three fill the other nodes
+                cluster.remove_node(extra)
+                return
 
     remover = threading.Thread(target=remove)
     remover.start()
-    records, done = run(own, tmp_path / "out", cluster.address)
-    remover.join()
+    try:
+        records, done = run(own, tmp_path / "out", cluster.address)
+    finally:
+        over.set()
+        remover.join()
     assert {record.status for record in records} == {"ok"}
     assert {one.end for one in done} <= {End.OK, End.LOST}
+    assert ("worker lost", True) in ended(done)
     here, _ = run(own, tmp_path / "here", None)
     assert figures(records) == figures(here)
 
 
-def _workers() -> set[int]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"ray::" in path.read_bytes():
-                found.add(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+def _scoring(raylet: int) -> bool:
+    """Tell whether a worker of this node is at the score of a cell: Ray has it named after its step."""
+    for worker in psutil.Process(raylet).children():
+        with contextlib.suppress(psutil.Error):
+            if "ray::score" in " ".join(worker.cmdline()):
+                return True
+    return False
 
 
-def test_a_driver_that_is_killed_and_started_again_goes_on(cluster, tmp_path, tiny_model):
+def test_a_driver_that_is_killed_and_started_again_goes_on(cluster, tmp_path, tiny_model, start):
     out = tmp_path / "out"
     defenses = [f"saboteur:pause=1,number={number}" for number in range(6)]
     own = command(out, tiny_model, "--ray-address", cluster.address, *(part for one in defenses for part in ("--defense", one)))
-    first = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = start(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = Store(out / "artifacts")
     while len(list((out / "artifacts").glob("*/manifest.json"))) < 9:
         assert first.poll() is None, "the run ended before it could be killed"
@@ -341,14 +349,20 @@ def test_a_wheel_with_compiled_code_and_what_is_no_wheel_are_refused(tmp_path):
         ("ray://127.0.0.1:10001", "is Ray's client protocol"),
     ],
 )
-def test_a_wrong_address_is_one_sentence_within_seconds(rapbench, tmp_path, tiny_model, saboteur, address, said):
+def test_a_wrong_address_is_one_sentence_within_seconds(rapbench, tmp_path, tiny_model, saboteur, monkeypatch, address, said):
+    if "invalid" in address:  # how long a resolver looks for such a host is not ours
+        monkeypatch.setattr(socket, "getaddrinfo", _unknown)
     started = time.monotonic()
     given = ["--victim", f"{tiny_model}", "--dataset", "few", "--attack", "idle", "--defense", "saboteur", "--out", str(tmp_path)]
     code, _, err = rapbench("run", *given, "--ray-address", address)
     assert code == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
-    assert time.monotonic() - started < 5 + 2  # the plan itself takes a moment
+    assert time.monotonic() - started < 5 + 10  # the plan itself takes a moment
+
+
+def _unknown(*asked: object, **more: object) -> None:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def test_what_answers_and_is_no_ray_is_one_sentence(tmp_path, monkeypatch):

@@ -228,10 +228,10 @@ def wait_for(out: Path, steps: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
-def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_path, tiny_data, tiny_victim_spec, executor):
+def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_path, tiny_data, tiny_victim_spec, executor, start):
     _, records, done = ran
     own = command(tmp_path / "out", tiny_data, tiny_victim_spec, executor)
-    first = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = start(own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "out", 9, first)
     first.kill()
     first.wait()
@@ -245,8 +245,8 @@ def test_kill_9_in_the_middle_and_the_same_command_give_the_same_bits(ran, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(tmp_path, tiny_data, tiny_victim_spec, number):
-    process = subprocess.Popen(
+def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(tmp_path, tiny_data, tiny_victim_spec, number, start):
+    process = start(
         command(tmp_path / "out", tiny_data, tiny_victim_spec),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from rapbench.errors import ClusterError
 from rapbench.runner.shipped import sent
 from rapbench.stages import Bench
 
-PROBE_S, ANSWER_S = 2.0, 20.0
+PROBE_S, ANSWER_S = 2.0, 60.0
 DRIVER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 WORKERS = {
     "TOKENIZERS_PARALLELISM": "false",

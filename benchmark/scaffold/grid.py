@@ -41,7 +41,7 @@ def write_grid(folder: Path, plugins: Sequence[Plugin]) -> Path:
         "datasets": [spec_of(own) for own in datasets] if datasets else [{"name": "folder", "path": str(folder / "data")}],
         "attacks": list(dict.fromkeys([*map(spec_of, attacks), ATTACK])),
         "defenses": list(dict.fromkeys([*map(spec_of, defenses), *DEFENSES])),
-        "frr": [0.01, 0.05],
+        "frr": [0.05, 0.1],
         "seeds": [SEED],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False, width=100, allow_unicode=True), encoding="utf-8")

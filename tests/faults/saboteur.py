@@ -147,16 +147,13 @@ def spin():
 
 
 def allocate():
-    """Take memory without end, as far as 512 MiB more than there are now."""
+    """Take more memory than there may be: 1 GiB, of 512 MiB more than there are now."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, limits[1]))
-    kept = []
     try:
-        while True:
-            kept.append(bytearray(2**24))
+        bytearray(2 * ROOM)  # at once: what other threads of the process need is left
     finally:
-        kept.clear()
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
