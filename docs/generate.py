@@ -36,6 +36,7 @@ MODULES = {
     "rapbench.protocol": "The gate and the thresholds.",
     "rapbench.rates": "Counts and their intervals.",
     "rapbench.cost": "What a defense costs.",
+    "rapbench.meter": "What models compute, counted.",
     "rapbench.results": "What a results folder holds.",
     "rapbench.interop": "Results as tables of pandas and of Hugging Face `datasets`.",
     "rapbench.guard": "A defense in use.",
@@ -236,7 +237,7 @@ def _short(value: object) -> str:
 def _type(annotation: object) -> str:
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)  # what pydantic checks besides
-    return text.replace("typing.", "").replace("rapbench.cost.", "")
+    return re.sub(r"\b(typing|rapbench\.cost|rapbench\.lengths)\.", "", text)
 
 
 if __name__ == "__main__":
