@@ -118,7 +118,7 @@ def test_it_finds_a_planted_word(planted: Any, lab: Lab, heldout: Labelled) -> N
     everything, own = (
         discover().parse("defense", f"badacts:sigmas=2,labels={labels}").fit(planted, heldout, lab) for labels in ("all", "protect")
     )
-    assert auroc(own.suspicion(clean), own.suspicion(triggered)) > 0.7
+    assert auroc(own.suspicion(clean), own.suspicion(triggered)) > 0.8
     assert everything.suspicion(triggered).mean() > everything.suspicion(clean).mean()
 
 

@@ -358,7 +358,7 @@ def test_a_wrong_address_is_one_sentence_within_seconds(rapbench, tmp_path, tiny
     assert code == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
-    assert time.monotonic() - started < 5 + 10  # the plan itself takes a moment
+    assert time.monotonic() - started < 5 + 2  # the plan itself takes a moment
 
 
 def _unknown(*asked: object, **more: object) -> None:

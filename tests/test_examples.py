@@ -77,7 +77,7 @@ def the_tutorial_is_true(lesson: Lesson) -> None:
     assert re.search(r"\b0 broken", shown)  # of the claims that check-plugin asked
     records = {(one.defense, one.protocol, one.frr): one for one in results.read(lesson.folder / "try" / "results")}
     far = {defense: one.far for (defense, protocol, frr), one in records.items() if (protocol, frr) == ("paper", 0.05)}
-    assert far["onion:lm=trigram"] < 0.3 < 0.6 < far["rap:recipe=steady,retries=0"]
+    assert far["onion:lm=trigram"] < 0.3 < 0.7 < far["rap:recipe=steady,retries=0"]
     assert far["new-word"] == 0
     assert {round(one.cost.victim_rows_per_input) for (defense, *_), one in records.items() if defense == "strip:copies=32"} == {33}
     assert (lesson.folder / "try" / "report.html").stat().st_size < 1 << 20

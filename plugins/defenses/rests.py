@@ -126,8 +126,9 @@ def surprises(
 
 
 def mean(total: NDArray[np.float64], scored: NDArray[Any]) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
-    return mean
+    """Give the mean over what was scored, shape (rows,), of sums and counts; NaN where nothing was."""
+    found: NDArray[np.float64] = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
+    return found
 
 
 def lowest(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
